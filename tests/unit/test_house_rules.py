@@ -1,0 +1,140 @@
+"""The house rules a machine can check: lengths, docstrings, one reader of the environment, clean text."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MAX_FUNCTION_LINES = 60
+MAX_FILE_LINES = 400
+MAX_FILE_LINES_LONG = 700  # tests and kernels
+ENVIRONMENT_READER = "indexshare/config/environment.py"
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".cpp", ".h", ".sh", ".yml", ".yaml", ".cfg", ""}
+# In pieces, so that this file passes its own test.
+UNFINISHED = re.compile(r"\b(?:" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"]) + r")\b|NotImplemented" + "Error")
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:work|farm|root|home/\w+|Users/\w+|opt/(?:wheels|pypi))(?:/|\b)")
+
+
+def project_files() -> list[Path]:
+    """Files that git tracks or would track; without git, everything outside hidden and generated folders."""
+    listing = ["git", "ls-files", "-co", "--exclude-standard"]
+    try:
+        names = subprocess.run(listing, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+        paths = [ROOT / name for name in names]
+    except (OSError, subprocess.CalledProcessError):
+        paths = [p for folder in ("indexshare", "tests", "docs", "recipes") for p in (ROOT / folder).rglob("*")]
+    return sorted(p for p in paths if p.is_file() and "__pycache__" not in p.parts)
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+FILES = project_files()
+PYTHON = [p for p in FILES if p.suffix == ".py"]
+LIBRARY = [p for p in PYTHON if relative(p).startswith("indexshare/")]
+TEXT = [p for p in FILES if p.suffix in TEXT_SUFFIXES and p.stat().st_size < 2_000_000]
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_long_kind(path: Path) -> bool:
+    return relative(path).startswith("tests/") or path.suffix == ".cpp" or path.stem == "triton_impl"
+
+
+@pytest.mark.parametrize("path", PYTHON, ids=relative)
+def test_functions_are_short(path: Path) -> None:
+    functions = (n for n in ast.walk(parse(path)) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    limit = MAX_FILE_LINES_LONG if path.stem == "triton_impl" else MAX_FUNCTION_LINES
+    long = {f.name: f.end_lineno - f.lineno + 1 for f in functions if f.end_lineno is not None}
+    assert {name: lines for name, lines in long.items() if lines > limit} == {}
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.suffix in (".py", ".cpp", ".h")], ids=relative)
+def test_files_are_short(path: Path) -> None:
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= (MAX_FILE_LINES_LONG if is_long_kind(path) else MAX_FILE_LINES)
+
+
+@pytest.mark.parametrize("path", TEXT, ids=relative)
+def test_nothing_unfinished_and_no_machine_paths(path: Path) -> None:
+    lines = path.read_text(encoding="utf-8").splitlines()
+    bad = [f"{n}: {line.strip()[:90]}" for n, line in enumerate(lines, 1) if UNFINISHED.search(line)]
+    bad += [f"{n}: {line.strip()[:90]}" for n, line in enumerate(lines, 1) if MACHINE_PATH.search(line)]
+    assert bad == []
+
+
+def documented_methods(tree: ast.Module) -> dict[str, set[str]]:
+    """Methods with a docstring of every class of a file; an override of one of them need not repeat it."""
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    return {
+        c.name: {m.name for m in c.body if isinstance(m, ast.FunctionDef) and ast.get_docstring(m)} for c in classes
+    }
+
+
+def undocumented(
+    body: list[ast.stmt],
+    known: dict[str, set[str]],
+    prefix: str = "",
+    inherited: frozenset[str] = frozenset(),
+) -> Iterator[str]:
+    """Public functions, classes and methods without a docstring; `forward` is described by its class."""
+    for node in body:
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        if node.name.startswith("_") or node.name in inherited or (prefix and node.name == "forward"):
+            continue
+        overload = any(isinstance(d, ast.Name) and d.id == "overload" for d in node.decorator_list)
+        if not overload and ast.get_docstring(node) is None:
+            yield prefix + node.name
+        if isinstance(node, ast.ClassDef):
+            bases = [known.get(base.id, set()) for base in node.bases if isinstance(base, ast.Name)]
+            yield from undocumented(node.body, known, f"{prefix}{node.name}.", frozenset().union(*bases))
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_public_names_have_docstrings(path: Path) -> None:
+    tree = parse(path)
+    empty = not tree.body
+    assert empty or ast.get_docstring(tree), "the module says nothing about itself"
+    assert list(undocumented(tree.body, documented_methods(tree))) == []
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=relative)
+def test_one_function_reads_the_environment(path: Path) -> None:
+    readers = {"environ", "getenv", "environb"}
+    lines = [n.lineno for n in ast.walk(parse(path)) if isinstance(n, ast.Attribute) and n.attr in readers]
+    lines += [
+        n.lineno
+        for n in ast.walk(parse(path))
+        if isinstance(n, ast.ImportFrom) and n.module == "os" and readers & {a.name for a in n.names}
+    ]
+    assert not lines or relative(path) == ENVIRONMENT_READER, f"lines {lines}: read it in {ENVIRONMENT_READER}"
+
+
+def test_every_environment_variable_is_documented() -> None:
+    source = (ROOT / ENVIRONMENT_READER).read_text(encoding="utf-8")
+    names = set(re.findall(r"\bINDEXSHARE_[A-Z_]+\b", source))
+    documented = (ROOT / "docs/environment.md").read_text(encoding="utf-8")
+    assert names
+    assert {name for name in names if f"`{name}`" not in documented} == set()
+
+
+@pytest.mark.parametrize(
+    ("text", "caught"),
+    [
+        ("see /ho" + "me/someone/x", True),
+        ("cd /ro" + "ot/x", True),
+        ("https://example.org/home/x", False),
+        ("a/work/b", False),
+        ("the roots of x", False),
+    ],
+)
+def test_the_path_rule_itself(text: str, caught: bool) -> None:
+    assert bool(MACHINE_PATH.search(text)) == caught
