@@ -1,0 +1,47 @@
+"""The environment variables that indexshare reads: all of them, in one function, parsed strictly.
+
+`docs/environment.md` lists them. A variable with our prefix that is not known, or a value that is not one of
+those listed, is an error: a setting that is ignored in silence is worse than one refused.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+PREFIX = "INDEXSHARE_"
+_SWITCH = {"": False, "0": False, "1": True}
+_NAMES = ("INDEXSHARE_DEBUG",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """What the environment asks for.
+
+    Attributes:
+        debug: show the traceback of a user's error as well as its one line (`INDEXSHARE_DEBUG=1`).
+    """
+
+    debug: bool = False
+
+
+def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
+    """Parse the variables that start with `INDEXSHARE_` (from the process unless given).
+
+    Raises:
+        ValueError: an unknown name, with the nearest known one, or a value outside `0`, `1` and empty.
+    """
+    variables = os.environ if variables is None else variables
+    for name in sorted(variables):
+        if name.startswith(PREFIX) and name not in _NAMES:
+            near = difflib.get_close_matches(name, _NAMES, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_NAMES)}"
+            raise ValueError(f"unknown environment variable {name}{hint}")
+    return Environment(debug=_switch("INDEXSHARE_DEBUG", variables))
+
+
+def _switch(name: str, variables: Mapping[str, str]) -> bool:
+    value = variables.get(name, "")
+    if value not in _SWITCH:
+        raise ValueError(f"{name} is {value!r}; expected 1 (on), or 0 or nothing (off)")
+    return _SWITCH[value]

@@ -1,0 +1,38 @@
+"""The models that come with the package, and how a model's name on a command line becomes a folder."""
+
+import difflib
+from pathlib import Path
+
+CONFIG_FILE = "config.json"
+_MODELS = Path(__file__).resolve().parent.parent / "models"
+
+
+def shipped_models() -> dict[str, Path]:
+    """Name and folder of every model inside the package, by name (a Hugging Face directory each)."""
+    if not _MODELS.is_dir():
+        return {}
+    return {folder.name: folder for folder in sorted(_MODELS.iterdir()) if (folder / CONFIG_FILE).is_file()}
+
+
+def model_directory(name_or_dir: str | Path) -> Path:
+    """The folder that a name or path stands for: a shipped model's name first, then a directory.
+
+    A directory that is called like a shipped model is reached as `./nano`.
+
+    Raises:
+        ValueError: neither; the text lists the shipped names and the nearest one.
+    """
+    shipped = shipped_models()
+    if isinstance(name_or_dir, str) and name_or_dir in shipped:
+        return shipped[name_or_dir]
+    path = Path(name_or_dir)
+    if path.is_dir():
+        if not (path / CONFIG_FILE).is_file():
+            raise ValueError(f"{path} has no {CONFIG_FILE}; expected a Hugging Face model directory")
+        return path
+    if path.is_file():
+        raise ValueError(f"{path} is a file; expected a model directory with a {CONFIG_FILE}")
+    near = difflib.get_close_matches(str(name_or_dir), shipped, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    known = ", ".join(shipped) or "none"
+    raise ValueError(f"no model {str(name_or_dir)!r}: not a directory, and not a shipped model ({known}){hint}")

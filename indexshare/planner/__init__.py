@@ -1,0 +1,1 @@
+"""Answers about size before anything is loaded. Plain Python, no torch."""

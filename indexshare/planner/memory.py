@@ -1,0 +1,129 @@
+"""Parameters and cache bytes of a configuration, counted from shapes; nothing is allocated.
+
+This is the one home of these formulas: the engine sizes its cache with them and tests compare them with
+what is really allocated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from indexshare.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class ParameterCount:
+    """Parameters by part. Router correction biases are not parameters and are not counted (facts: they are buffers)."""
+
+    embedding: int
+    head: int
+    attention: int
+    indexer: int
+    dense_mlp: int
+    experts: int
+    shared_experts: int
+    router: int
+    norms: int
+    draft: int
+    active: int
+
+    @property
+    def trunk(self) -> int:
+        """Everything except the draft layer."""
+        return self.total - self.draft
+
+    @property
+    def total(self) -> int:
+        """All parameters of the checkpoint, draft layer included."""
+        parts = (self.embedding, self.head, self.attention, self.indexer, self.dense_mlp, self.experts)
+        return sum(parts) + self.shared_experts + self.router + self.norms + self.draft
+
+
+def attention_parameters(cfg: ModelConfig) -> int:
+    """MLA projections and their two inner norms, one layer."""
+    heads = cfg.num_attention_heads
+    query = cfg.hidden_size * cfg.q_lora_rank + cfg.q_lora_rank + cfg.q_lora_rank * heads * cfg.qk_head_dim
+    latent = cfg.hidden_size * cfg.latent_dim + cfg.kv_lora_rank
+    up = cfg.kv_lora_rank * heads * (cfg.qk_nope_head_dim + cfg.v_head_dim)
+    out = heads * cfg.v_head_dim * cfg.hidden_size
+    bias = cfg.q_lora_rank + cfg.latent_dim + cfg.hidden_size if cfg.attention_bias else 0
+    return query + latent + up + out + bias
+
+
+def indexer_parameters(cfg: ModelConfig) -> int:
+    """Lightning indexer of one Full layer: query, key and head-weight projections, key LayerNorm with bias."""
+    query = cfg.q_lora_rank * cfg.index_n_heads * cfg.index_head_dim
+    return query + cfg.hidden_size * (cfg.index_head_dim + cfg.index_n_heads) + 2 * cfg.index_head_dim
+
+
+def expert_parameters(cfg: ModelConfig) -> int:
+    """One routed expert: gate, up and down."""
+    return 3 * cfg.hidden_size * cfg.moe_intermediate_size
+
+
+def count_parameters(cfg: ModelConfig) -> ParameterCount:
+    """Count the parameters of a configuration.
+
+    `active` is what one token's trunk pass multiplies with: everything except the experts it is not routed to
+    and the input embedding (a look-up), without the draft layer.
+    """
+    layers, hidden = cfg.num_hidden_layers, cfg.hidden_size
+    moe = sum(cfg.is_moe(layer) for layer in range(layers))
+    full = len(cfg.share_plan.full_layers)
+    routed, shared = (
+        cfg.n_routed_experts * expert_parameters(cfg),
+        cfg.n_shared_experts * expert_parameters(cfg),
+    )
+    router = cfg.n_routed_experts * hidden
+    norms = 2 * hidden
+    draft = 0
+    if cfg.num_nextn_predict_layers:
+        glue = 2 * hidden * hidden + 3 * hidden  # eh_proj; enorm, hnorm, shared_head.norm
+        draft = attention_parameters(cfg) + indexer_parameters(cfg) + routed + shared + router + norms + glue
+    embedding = cfg.vocab_size * hidden
+    head = 0 if cfg.tie_word_embeddings else embedding
+    attention, indexer = layers * attention_parameters(cfg), full * indexer_parameters(cfg)
+    dense = (layers - moe) * 3 * hidden * cfg.intermediate_size
+    all_norms = layers * norms + hidden
+    chosen = moe * cfg.num_experts_per_tok * expert_parameters(cfg)
+    active = embedding + attention + indexer + dense + chosen + moe * (shared + router) + all_norms
+    return ParameterCount(
+        embedding=embedding,
+        head=head,
+        attention=attention,
+        indexer=indexer,
+        dense_mlp=dense,
+        experts=moe * routed,
+        shared_experts=moe * shared,
+        router=moe * router,
+        norms=all_norms,
+        draft=draft,
+        active=active,
+    )
+
+
+@dataclass(frozen=True)
+class CacheBytes:
+    """Cache bytes that one token costs, over all layers."""
+
+    latents: int
+    index_keys: int
+
+    @property
+    def total(self) -> int:
+        """Latents and index keys together."""
+        return self.latents + self.index_keys
+
+
+def cache_bytes(cfg: ModelConfig, element_bytes: int = 2, *, draft: bool = False) -> CacheBytes:
+    """Cache bytes per token: a latent row in every layer, an index key in Full layers only, the draft layer's own."""
+    layers = cfg.num_hidden_layers + draft
+    full = len(cfg.share_plan.full_layers) + draft
+    return CacheBytes(
+        latents=layers * cfg.latent_dim * element_bytes, index_keys=full * cfg.index_head_dim * element_bytes
+    )
+
+
+def cache_bytes_per_token(cfg: ModelConfig, element_bytes: int = 2, *, draft: bool = False) -> int:
+    """Total of `cache_bytes`."""
+    return cache_bytes(cfg, element_bytes, draft=draft).total
