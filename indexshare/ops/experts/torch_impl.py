@@ -1,0 +1,109 @@
+"""Routing and grouped expert products in plain torch; see the reference for contracts and shape letters."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from indexshare.ops.elementwise import swiglu
+
+
+def route(
+    scores: Tensor, bias: Tensor, *, topk: int, groups: int, topk_groups: int, normalise: bool, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Expert ids `[N, k]` ascending and weights `[N, k]`; stable sorts give ties to the lower id. See the reference."""
+    with torch.no_grad():
+        biased = scores + bias
+        if groups > 1:
+            by_group = biased.view(biased.shape[0], groups, -1)
+            group_score = by_group.topk(2, dim=-1).values.sum(-1)
+            keep = group_score.sort(dim=-1, descending=True, stable=True).indices[:, :topk_groups]
+            eligible = torch.zeros_like(group_score, dtype=torch.bool).scatter_(1, keep, True)
+            biased = by_group.masked_fill(~eligible[..., None], -torch.inf).flatten(1)
+        ids = biased.sort(dim=-1, descending=True, stable=True).indices[:, :topk].sort(dim=-1).values
+    weights = scores.gather(1, ids)
+    if normalise:
+        weights = weights / (weights.sum(-1, keepdim=True) + 1e-20)
+    return ids, weights * scale
+
+
+def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Weighted sum of the chosen experts, `[N, H]`: tokens sorted by expert, one product per expert that has any.
+
+    The weighted outputs are put back in token order and summed there, so that the result does not depend on the
+    other tokens of the batch. Differentiable in x, weights, gate_up and down.
+    """
+    if ids.shape[0] == 0:
+        return torch.zeros_like(x)
+    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, gate_up, down)):
+        return _Experts.apply(x, ids, weights, gate_up, down)
+    plan = _Grouping(ids, gate_up.shape[0])
+    inner = swiglu(_grouped(x.index_select(0, plan.tokens), gate_up, plan))
+    return plan.combine(_grouped(inner, down, plan), weights.to(x.dtype))
+
+
+class _Grouping:
+    """Token-expert pairs in order of expert: `order` sorts the flattened pairs, `tokens` are their tokens."""
+
+    def __init__(self, ids: Tensor, num_experts: int) -> None:
+        self.topk = ids.shape[1]
+        flat = ids.flatten()
+        self.order = flat.argsort(stable=True)
+        self.tokens = self.order // self.topk
+        counts = torch.bincount(flat, minlength=num_experts).tolist()
+        stops = list(itertools.accumulate(counts))
+        self.groups = [(e, slice(stop - n, stop)) for e, (n, stop) in enumerate(zip(counts, stops, strict=True)) if n]
+        self.inverse = torch.empty_like(self.order)
+        self.inverse[self.order] = torch.arange(flat.numel(), device=ids.device)
+
+    def combine(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Sum each token's rows, in order of expert id and times `weights [N, k]`: `[N * k, H]` -> `[N, H]`."""
+        bags = self.inverse.view(-1, self.topk)
+        return F.embedding_bag(bags, rows, mode="sum", per_sample_weights=weights)
+
+
+def _grouped(rows: Tensor, weight: Tensor, plan: _Grouping) -> Tensor:
+    """`rows[group] @ weight[expert].T` for every group, `[N * k, out]`."""
+    out = rows.new_empty(rows.shape[0], weight.shape[1])
+    for expert, part in plan.groups:
+        torch.mm(rows[part], weight[expert].t(), out=out[part])
+    return out
+
+
+class _Experts(torch.autograd.Function):
+    """Keeps the sorted rows and the first product only. Autograd through a loop of experts would build full-size
+    zero gradients for each; routing weights meet the narrow inner activations here, never rows of width H."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:  # type: ignore[override]
+        plan = _Grouping(ids, gate_up.shape[0])
+        rows = x.index_select(0, plan.tokens)
+        hidden = _grouped(rows, gate_up, plan)
+        ctx.save_for_backward(rows, hidden, weights, gate_up, down)
+        ctx.plan = plan
+        return plan.combine(_grouped(swiglu(hidden), down, plan), weights.to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        rows, hidden, weights, gate_up, down = ctx.saved_tensors
+        plan: _Grouping = ctx.plan
+        d_out = grad.index_select(0, plan.tokens)  # before the routing weight
+        gate, up = hidden.chunk(2, dim=-1)
+        active = F.silu(gate)
+        inner = (active * up).to(weights.dtype)
+        d_inner = _grouped(d_out, down.transpose(1, 2), plan).to(weights.dtype)
+        d_weights = (d_inner * inner).sum(-1)[plan.inverse].view_as(weights)
+        factor = weights.flatten()[plan.order, None]
+        inner, d_inner = inner.mul_(factor).to(rows.dtype), d_inner.mul_(factor).to(rows.dtype)
+        d_gate = torch.ops.aten.silu_backward(d_inner * up, gate)
+        d_hidden = torch.cat((d_gate, d_inner * active), dim=-1)
+        d_down, d_gate_up = torch.zeros_like(down), torch.zeros_like(gate_up)
+        for expert, part in plan.groups:
+            torch.mm(d_out[part].t(), inner[part], out=d_down[expert])
+            torch.mm(d_hidden[part].t(), rows[part], out=d_gate_up[expert])
+        d_x = plan.combine(_grouped(d_hidden, gate_up.transpose(1, 2), plan))
+        return d_x, None, d_weights, d_gate_up, d_down

@@ -1,0 +1,123 @@
+"""The indexer's learning signal: KL to the head-averaged attention, with its gradient computed chunk by chunk.
+
+Nothing else needs this graph (the loss is detached from the model on one side and the target on the other), so
+the gradient is taken in the forward pass and no score matrix outlives its chunk.
+Shape letters: N packed rows, H index heads, D index width, A attention heads, R latent width, k selected.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indexshare.ops.elementwise import wide
+
+CHUNK_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class KLRows:
+    """The candidate keys of some queries, given in one of two ways.
+
+    Either `slots` int64 `[M, k]` lists the rows of the keys for each query, or the candidates of query `rows[i]`
+    are all packed rows from `first` up to and including `rows[i]`.
+    """
+
+    rows: Tensor
+    first: int = 0
+    slots: Tensor | None = None
+
+
+class _IndexerKL(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any,
+        q: Tensor,
+        weights: Tensor,
+        keys: Tensor,
+        queries: Tensor,
+        latents: Tensor,
+        groups: list[KLRows],
+        scale: float,
+    ) -> Tensor:
+        grads = tuple(torch.zeros(t.shape, dtype=wide(t.dtype), device=t.device) for t in (q, weights, keys))
+        total = torch.zeros((), dtype=wide(q.dtype), device=q.device)
+        for group in groups:
+            width = group.slots.shape[1] if group.slots is not None else int(group.rows.max()) + 1 - group.first
+            chunk = max(1, CHUNK_BYTES // (4 * width * (2 * q.shape[1] + queries.shape[1])))
+            for start in range(0, group.rows.numel(), chunk):
+                part = slice(start, start + chunk)
+                total += _chunk(q, weights, keys, queries, latents, group, part, scale, grads)
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = (q.dtype, weights.dtype, keys.dtype)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        scaled = tuple((g * grad).to(dtype) for g, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True))
+        return (*scaled, None, None, None, None)
+
+
+def _chunk(
+    q: Tensor, weights: Tensor, keys: Tensor, queries: Tensor, latents: Tensor,
+    group: KLRows, part: slice, scale: float, grads: tuple[Tensor, ...],
+) -> Tensor:  # fmt: skip
+    """Loss of one chunk of rows; adds its gradients to `grads` in place."""
+    rows, dtype = group.rows[part], wide(q.dtype)
+    q_c, w_c = q[rows].to(dtype), weights[rows].to(dtype)
+    hidden = None
+    if group.slots is not None:
+        slots = group.slots[part]
+        k_c = keys[slots.flatten()].view(*slots.shape, -1).to(dtype)  # [c, k, D]
+        dots = q_c @ k_c.transpose(1, 2)
+        logits = queries[rows] @ latents[slots.flatten()].view(*slots.shape, -1).transpose(1, 2)
+    else:
+        stop = int(rows.max()) + 1
+        hidden = torch.arange(group.first, stop, device=q.device) > rows[:, None]
+        k_c = keys[group.first : stop].to(dtype)  # [T, D]
+        dots = q_c @ k_c.t()
+        logits = queries[rows] @ latents[group.first : stop].t()
+    logits = logits.to(dtype) * scale
+    if hidden is not None:
+        logits = logits.masked_fill_(hidden[:, None], -torch.inf)
+    target = logits.softmax(-1).mean(1)
+    active = dots.relu()
+    scores = (w_c[:, None] @ active)[:, 0]
+    if hidden is not None:
+        scores = scores.masked_fill(hidden, -torch.inf)
+    log_q = scores.log_softmax(-1)
+    loss = (torch.xlogy(target, target) - torch.where(target > 0, target * log_q, 0.0)).sum()
+    d_scores = log_q.exp() - target
+    grads[1].index_add_(0, rows, (active @ d_scores[:, :, None])[..., 0])
+    d_dots = d_scores[:, None] * w_c[:, :, None] * (dots > 0)
+    grads[0].index_add_(0, rows, d_dots @ k_c)
+    if group.slots is not None:
+        grads[2].index_add_(0, group.slots[part].flatten(), (d_dots.transpose(1, 2) @ q_c).flatten(0, 1))
+    else:
+        grads[2][group.first : stop] += d_dots.flatten(0, 1).t() @ q_c.flatten(0, 1)
+    return loss
+
+
+def indexer_kl(
+    q: Tensor,
+    weights: Tensor,
+    keys: Tensor,
+    queries: Tensor,
+    latents: Tensor,
+    groups: list[KLRows],
+    scale: float,
+) -> Tensor:
+    """Sum over rows of `KL(mean over heads of the attention || softmax of the index scores)`, a float32 scalar.
+
+    Args:
+        q: `[N, H, D]` index queries; weights: `[N, H]` head weights, scales folded in; keys: `[N, D]`.
+        queries: `[N, A, R]` absorbed attention queries; latents: `[N, R]`. Both are constants here.
+        groups: which rows, and the candidates of each; rows in no group do not count.
+        scale: softmax scale of the attention.
+
+    Gradient reaches q, weights and keys only. Source: DeepSeek-V3.2 report, equations 3 and 4.
+    """
+    return _IndexerKL.apply(q, weights, keys, queries.detach(), latents.detach(), groups, scale)

@@ -1,0 +1,108 @@
+"""Sparse and dense latent attention in plain torch; see the reference for contracts and shape letters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Gathered latents of one chunk of queries; about the size of a last-level cache.
+CHUNK_BYTES = 16 << 20
+
+
+def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:
+    """Attention of absorbed queries over the chosen latents, `[Q, A, C]`; gathers only what is selected.
+
+    Differentiable in q and pool; the backward pass gathers again instead of keeping the rows.
+    Contract: see the reference (without the log-sum-exp).
+    """
+    if torch.is_grad_enabled() and (q.requires_grad or pool.requires_grad):
+        return _SparseMLA.apply(q, pool, slots, scale, value_dim)
+    if q.shape[0] == 0:
+        return q.new_zeros(*q.shape[:2], value_dim)
+    parts = [_attend(q[c], _gather(pool, slots[c]), slots[c], scale, value_dim) for c in _chunks(q, slots)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _chunks(q: Tensor, slots: Tensor) -> list[slice]:
+    rows = max(1, CHUNK_BYTES // (slots.shape[1] * q.shape[2] * q.element_size()))
+    return [slice(start, min(start + rows, q.shape[0])) for start in range(0, q.shape[0], rows)]
+
+
+def _gather(pool: Tensor, slots: Tensor) -> Tensor:
+    return F.embedding(slots.clamp_min(0), pool)  # [c, k, C + P]
+
+
+def _attend(q: Tensor, keys: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:
+    """One chunk. The values are the keys' leading columns; the spare columns keep the fused kernel applicable."""
+    chosen = slots >= 0
+    mask = None if bool(chosen.all()) else chosen[:, None, None]
+    keys = keys[:, None]
+    out = F.scaled_dot_product_attention(q[:, None], keys, keys, attn_mask=mask, scale=scale)[:, 0, :, :value_dim]
+    if mask is not None:  # a query without any slot attends to nothing
+        out = torch.where(chosen.any(-1)[:, None, None], out, 0.0)
+    return out
+
+
+class _SparseMLA(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:  # type: ignore[override]
+        ctx.save_for_backward(q, pool, slots)
+        ctx.scale, ctx.value_dim = scale, value_dim
+        with torch.no_grad():
+            return sparse_mla(q, pool, slots, scale, value_dim)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        q, pool, slots = ctx.saved_tensors
+        d_q = torch.empty_like(q)
+        d_pool = torch.zeros(pool.shape, dtype=torch.float32 if pool.dtype != torch.float64 else pool.dtype)
+        for c in _chunks(q, slots):
+            with torch.enable_grad():
+                q_c = q[c].detach().requires_grad_()
+                keys = _gather(pool, slots[c]).detach().requires_grad_()
+                out = _attend(q_c, keys, slots[c], ctx.scale, ctx.value_dim)
+            d_q[c], d_keys = torch.autograd.grad(out, (q_c, keys), grad[c])
+            rows = slots[c].clamp_min(0).flatten()  # masked slots have zero gradient
+            d_pool.index_add_(0, rows, d_keys.flatten(0, 1).to(d_pool.dtype))
+        return d_q, d_pool.to(pool.dtype), None, None, None
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, first: int, scale: float) -> Tensor:
+    """Causal attention of consecutive queries over all keys before them.
+
+    Args:
+        q: `[Q, A, X]`, the queries at positions `first .. first+Q-1`; k: `[T, A or 1, X]`; v: `[T, A or 1, V]`.
+        scale: softmax scale.
+
+    Returns:
+        `[Q, A, V]`. Query chunks bound the mask; the fused kernel keeps no Q x T matrix.
+    """
+    width = v.shape[-1]
+    if v.shape[-1] < k.shape[-1]:  # the fused CPU kernel wants equal widths
+        v = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
+    elif k.shape[-1] < v.shape[-1]:
+        q, k = (F.pad(t, (0, v.shape[-1] - t.shape[-1])) for t in (q, k))
+    q_h, k_h, v_h = (t.transpose(0, 1)[None] for t in (q, k, v))
+    k_h, v_h = (t.expand(-1, q.shape[1], -1, -1) for t in (k_h, v_h))
+    if first == 0 and q.shape[0] == k.shape[0]:
+        out = F.scaled_dot_product_attention(q_h, k_h, v_h, is_causal=True, scale=scale)
+    elif q.shape[0] == 1:
+        out = F.scaled_dot_product_attention(q_h, k_h[:, :, : first + 1], v_h[:, :, : first + 1], scale=scale)
+    else:
+        out = torch.cat([_masked(q_h, k_h, v_h, first, c, scale) for c in _mask_chunks(q.shape[0], k.shape[0])], dim=2)
+    return out[0].transpose(0, 1)[..., :width]
+
+
+def _mask_chunks(queries: int, keys: int) -> list[slice]:
+    rows = max(1, CHUNK_BYTES // max(1, keys))
+    return [slice(start, min(start + rows, queries)) for start in range(0, queries, rows)]
+
+
+def _masked(q: Tensor, k: Tensor, v: Tensor, first: int, chunk: slice, scale: float) -> Tensor:
+    stop = first + chunk.stop
+    rows = torch.arange(first + chunk.start, stop, device=q.device)
+    mask = torch.arange(stop, device=q.device) <= rows[:, None]
+    return F.scaled_dot_product_attention(q[:, :, chunk], k[:, :, :stop], v[:, :, :stop], attn_mask=mask, scale=scale)

@@ -1,0 +1,50 @@
+"""Routing and expert sums against one token at a time."""
+
+import pytest
+import torch
+
+from indexshare import ops
+from indexshare.ops.experts import reference
+from tests.tolerance import TOL
+
+
+@pytest.mark.parametrize(("groups", "kept"), [(1, 1), (4, 2), (4, 4), (2, 1)])
+@pytest.mark.parametrize("normalise", [True, False])
+def test_routing_equals_the_loop_with_ties(groups: int, kept: int, normalise: bool) -> None:
+    scores = torch.randint(0, 4, (50, 16)).float() / 4
+    bias = torch.randint(-2, 3, (16,)).float() / 4
+    settings = {"topk": 3, "groups": groups, "topk_groups": kept, "normalise": normalise, "scale": 2.5}
+    ids, weights = ops.route(scores, bias, **settings)
+    wanted_ids, wanted_weights = reference.route(scores, bias, **settings)
+    assert torch.equal(ids, wanted_ids)
+    torch.testing.assert_close(weights, wanted_weights)
+
+
+def _case(tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    ids = (
+        torch.stack([torch.randperm(5)[:2].sort().values for _ in range(tokens)])
+        if tokens
+        else torch.empty(0, 2).long()
+    )
+    parts = (torch.randn(tokens, 12), torch.rand(tokens, 2), torch.randn(5, 14, 12), torch.randn(5, 12, 7))
+    x, weights, gate_up, down = (t.to(dtype) for t in parts)
+    return x, ids, weights, gate_up, down
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tokens", [0, 1, 2, 63])
+def test_grouped_products_equal_the_loop(tokens: int, dtype: torch.dtype) -> None:
+    x, ids, weights, gate_up, down = _case(tokens, dtype)
+    expected = reference.experts(x, ids, weights, gate_up, down)
+    bounds = TOL["experts", str(dtype)[6:]].bounds
+    torch.testing.assert_close(ops.experts(x, ids, weights, gate_up, down), expected, **bounds)
+    with torch.enable_grad():
+        actual = ops.experts(x.requires_grad_(), ids, weights, gate_up, down)
+    torch.testing.assert_close(actual, expected, **bounds)
+
+
+def test_expert_gradients() -> None:
+    x, ids, weights, gate_up, down = _case(6, torch.float64)
+    leaves = tuple(t.requires_grad_() for t in (x, weights, gate_up, down))
+    assert torch.autograd.gradcheck(lambda a, b, c, d: ops.experts(a, ids, b, c, d), leaves)
