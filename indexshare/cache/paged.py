@@ -1,0 +1,203 @@
+"""The paged cache: latents of every layer and index keys of Full layers, in blocks that sequences own.
+
+Shape letters: N packed rows of a batch, T_i tokens of sequence i, R latent width, D index-key width. A slot
+is one row of a pool; block b holds slots `b * block_size` to `(b + 1) * block_size - 1` of every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from indexshare.cache.blocks import BlockTable
+from indexshare.cache.view import BatchView, Span, pack_spans
+from indexshare.config import ModelConfig
+
+
+class PagedCache:
+    """Storage for `num_blocks` blocks of past tokens; who owns which block is the allocator's business.
+
+    On a CPU the pools are reserved, not filled: the operating system hands out a page when it is first
+    written, so a short prompt in a large cache takes little memory. Nothing is read before it is written.
+
+    Args:
+        config: sizes and share plan of the model.
+        num_blocks: blocks in each pool.
+        block_size: tokens per block.
+        dtype: floating type of the stored rows, the type the model computes in.
+        device: where the pools live.
+        draft: also keep latents and index keys of the draft layer, at index `config.num_hidden_layers`.
+
+    Raises:
+        ValueError: no blocks, a type that is not floating, a draft layer that the model lacks, or sizes that
+            the device cannot hold.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        num_blocks: int,
+        block_size: int = 64,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        draft: bool = False,
+    ) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise ValueError(
+                f"num_blocks={num_blocks}, block_size={block_size}: expected at least one block of one slot"
+            )
+        if not dtype.is_floating_point:
+            raise ValueError(f"dtype is {dtype}; expected a floating type such as torch.bfloat16")
+        if draft and not config.num_nextn_predict_layers:
+            raise ValueError("draft=True, but the model has no draft layer (num_nextn_predict_layers is 0)")
+        self.config = config
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.dtype = dtype
+        self.device = torch.device(device)
+        trunk, slots = config.num_hidden_layers, num_blocks * block_size
+        self._slots = slots
+        self._latents: dict[int, Tensor] = {}
+        self._index_keys: dict[int, Tensor] = {}
+        for layer in range(trunk + draft):
+            self._latents[layer] = self._pool(config.latent_dim)
+        for layer in [*config.share_plan.full_layers, *([trunk] if draft else [])]:
+            self._index_keys[layer] = self._pool(config.index_head_dim)
+        self._tables: WeakKeyDictionary[BlockTable, Tensor] = WeakKeyDictionary()
+
+    def _pool(self, width: int) -> Tensor:
+        try:
+            return torch.empty(self._slots, width, dtype=self.dtype, device=self.device)
+        except RuntimeError as error:
+            raise ValueError(
+                f"cannot reserve a cache of {self._slots} tokens on {self.device}: "
+                f"{str(error).splitlines()[0]}; make the cache smaller"
+            ) from error
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the whole cache holds."""
+        return self._slots
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pools: `num_tokens * planner.memory.cache_bytes_per_token`."""
+        return sum(pool.nbytes for pool in [*self._latents.values(), *self._index_keys.values()])
+
+    def latent_pool(self, layer: int) -> Tensor:
+        """Latent rows `[slots, R]` of a layer."""
+        return _of_layer(self._latents, layer, "latents")
+
+    def index_key_pool(self, layer: int) -> Tensor:
+        """Index keys `[slots, D]` of a Full layer or the draft layer."""
+        return _of_layer(self._index_keys, layer, "index keys")
+
+    def view(self, tables: Sequence[BlockTable | Sequence[int]], spans: Sequence[tuple[int, int]]) -> PagedView:
+        """What a forward pass over a packed batch sees.
+
+        Args:
+            tables: the blocks of each sequence in order; they must cover its past and new tokens. A table
+                kept from step to step costs nothing to read again; a list is scanned.
+            spans: (past, length) of each sequence.
+
+        Raises:
+            ValueError: a table is too short or names a block that does not exist.
+        """
+        return PagedView(self, [t if isinstance(t, BlockTable) else BlockTable(t) for t in tables], spans)
+
+    def block_ids(self, table: BlockTable) -> Tensor:
+        """The ids of a table as int64 `[len(table)]` on the cache's device, kept from step to step."""
+        kept = self._tables.get(table)
+        length = len(table)
+        known = 0 if kept is None else int(kept.shape[0])
+        if kept is None or known < length:
+            # One more block every `block_size` tokens: appending by copy is rare and short.
+            new = torch.tensor(table.ids[known:], dtype=torch.int64, device=self.device)
+            kept = new if kept is None else torch.cat([kept, new])
+            self._tables[table] = kept
+        return kept
+
+
+class PagedView(BatchView):
+    """A packed batch on a `PagedCache`. Sequences whose blocks are one run are read without a copy."""
+
+    def __init__(self, cache: PagedCache, tables: Sequence[BlockTable], sizes: Sequence[tuple[int, int]]) -> None:
+        if len(tables) != len(sizes):
+            raise ValueError(f"{len(tables)} block tables for {len(sizes)} sequences; expected one each")
+        self.cache = cache
+        self.spans: tuple[Span, ...] = pack_spans(sizes)
+        self._block_tables = list(tables)
+        for number, (table, span) in enumerate(zip(tables, self.spans, strict=True)):
+            if len(table) * cache.block_size < span.total:
+                raise ValueError(
+                    f"sequence {number} has {span.total} tokens, but its {len(table)} blocks hold "
+                    f"{len(table) * cache.block_size}; allocate before computing"
+                )
+            # Ids come from the allocator, so the last one is checked, not the whole table at every step.
+            if not 0 <= table.ids[-1] < cache.num_blocks:
+                raise ValueError(f"block {table.ids[-1]} does not exist: the cache has {cache.num_blocks} blocks")
+        self.positions, self._written = self._rows()
+
+    def _rows(self) -> tuple[Tensor, Tensor]:
+        """Positions and slots of this batch's rows, both int64 [N]; one tensor for all rows of length 1."""
+        device, size = self.cache.device, self.cache.block_size
+        if all(span.length == 1 for span in self.spans):  # a decode step: no tensor work per sequence
+            past = [span.past for span in self.spans]
+            pairs = zip(self._block_tables, past, strict=True)
+            slots = [table.ids[p // size] * size + p % size for table, p in pairs]
+            both = torch.tensor([past, slots], dtype=torch.int64, device=device)
+            return both[0], both[1]
+        positions = [torch.arange(span.past, span.total, device=device) for span in self.spans]
+        written = [self.slots(i, rows) for i, rows in enumerate(positions)]
+        return torch.cat(positions), torch.cat(written)
+
+    def write_latents(self, layer: int, latents: Tensor) -> None:
+        """Store rows `[N, R]`."""
+        pool = self.cache.latent_pool(layer)
+        pool.index_copy_(0, self._written, latents.to(pool.dtype))
+
+    def write_index_keys(self, layer: int, keys: Tensor) -> None:
+        """Store index keys `[N, D]` of a Full layer or the draft layer."""
+        pool = self.cache.index_key_pool(layer)
+        pool.index_copy_(0, self._written, keys.to(pool.dtype))
+
+    def latents(self, layer: int, sequence: int) -> Tensor:
+        """Rows `[T_i, R]`; a view when the sequence's blocks are one run, else a copy."""
+        return self._read(self.cache.latent_pool(layer), sequence)
+
+    def index_keys(self, layer: int, sequence: int) -> Tensor:
+        """Index keys `[T_i, D]`; a view when the sequence's blocks are one run, else a copy."""
+        return self._read(self.cache.index_key_pool(layer), sequence)
+
+    def pool(self, layer: int) -> Tensor:
+        """All latent rows `[slots, R]` of a layer."""
+        return self.cache.latent_pool(layer)
+
+    def slots(self, sequence: int, positions: Tensor) -> Tensor:
+        """Pool rows of `positions` (int64, any shape) of one sequence."""
+        table, size = self._block_tables[sequence], self.cache.block_size
+        if table.is_run:
+            return positions + table.ids[0] * size
+        block = torch.div(positions, size, rounding_mode="floor")
+        # slot = (id of the block) * size + (position within the block)
+        return positions + (self.cache.block_ids(table)[block] - block) * size
+
+    def _read(self, pool: Tensor, sequence: int) -> Tensor:
+        table, size = self._block_tables[sequence], self.cache.block_size
+        total = self.spans[sequence].total
+        if table.is_run:
+            first = table.ids[0] * size
+            return pool[first : first + total]
+        blocks = self.cache.block_ids(table)[: -(-total // size)]
+        whole = pool.view(self.cache.num_blocks, size, -1).index_select(0, blocks)
+        return whole.view(-1, pool.shape[1])[:total]
+
+
+def _of_layer(pools: dict[int, Tensor], layer: int, what: str) -> Tensor:
+    pool = pools.get(layer)
+    if pool is None:
+        raise ValueError(f"layer {layer} keeps no {what} in this cache; layers with {what}: {sorted(pools)}")
+    return pool
