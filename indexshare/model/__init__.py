@@ -1,0 +1,1 @@
+"""The model, for one device: sharding, compilation and recompute are applied from outside."""

@@ -1,0 +1,145 @@
+"""The GLM-5.2 stack: embedding, decoder layers that pass a selection along, final norm, head, draft layer."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from indexshare import ops
+from indexshare.cache.view import BatchView, InFlightView
+from indexshare.config import ModelConfig, SharePlan
+from indexshare.model.layer import DecoderLayer
+from indexshare.model.moe import Experts, Router
+from indexshare.model.mtp import MTPLayer
+from indexshare.model.norm import LayerNorm, RMSNorm
+from indexshare.model.observe import Observer
+from indexshare.model.selection import Selection
+
+
+class GlmMoeDsa(nn.Module):
+    """The whole model on one device. Parameter names are the public checkpoint's (see `model/names.py`)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.mtp = MTPLayer(config) if config.num_nextn_predict_layers else None
+
+    @property
+    def plan(self) -> SharePlan:
+        """Which layers run the indexer."""
+        return self.config.share_plan
+
+    def forward(
+        self, token_ids: Tensor, attention_mask: Tensor | None = None, *, full_attention_below: int = 0
+    ) -> Tensor:
+        """Logits of whole sequences, without a cache.
+
+        Args:
+            token_ids: int64 `[B, S]`.
+            attention_mask: `[B, S]`, nonzero for real tokens (padding on either side, no holes needed); default all.
+            full_attention_below: see `trunk`.
+
+        Returns:
+            Logits `[B, S, vocab_size]` in the model's dtype; rows of padding are zero.
+
+        Raises:
+            ValueError: wrong rank, ids out of range, a mask of another shape, or a sequence without a real token.
+        """
+        if token_ids.dim() != 2:
+            raise ValueError(f"token_ids has shape {tuple(token_ids.shape)}; expected [batch, sequence]")
+        if attention_mask is None:
+            attention_mask = torch.ones_like(token_ids)
+        if attention_mask.shape != token_ids.shape:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, token_ids {tuple(token_ids.shape)}"
+            )
+        real = attention_mask.bool()
+        lengths = real.sum(-1).tolist()
+        if 0 in lengths:
+            raise ValueError(f"sequence {lengths.index(0)} has no real token; every row needs at least one")
+        view = InFlightView(lengths, token_ids.device)
+        hidden = self.trunk(token_ids[real], view, full_attention_below=full_attention_below)
+        logits = self.lm_head(hidden)
+        if bool(real.all()):
+            return logits.view(*token_ids.shape, -1)
+        return logits.new_zeros(*token_ids.shape, logits.shape[-1]).masked_scatter(real[..., None], logits)
+
+    def trunk(
+        self,
+        token_ids: Tensor,
+        view: BatchView,
+        *,
+        full_attention_below: int = 0,
+        observer: Observer | None = None,
+    ) -> Tensor:
+        """Hidden states after the final norm, `[N, hidden]`, of a packed batch.
+
+        Args:
+            token_ids: int64 `[N]`, the rows of `view`.
+            view: where the rows stand in their sequences, and the cache they read and write.
+            full_attention_below: queries with at most this much context attend to everything even beyond
+                `index_topk`; `FULL_ATTENTION` switches selection off.
+            observer: is offered each layer's activations.
+
+        Raises:
+            ValueError: an id outside the vocabulary, or a batch that does not match the view.
+        """
+        self.check_ids(token_ids, view)
+        limit = max(self.config.index_topk, full_attention_below)
+        rope = self.rope(view.positions)
+        x = self.embed_tokens(token_ids)
+        selection: Selection | None = None
+        for layer in self.layers:
+            x, selection = layer(x, rope, view, selection, limit=limit, observer=observer)
+        return self.norm(x)
+
+    def check_ids(self, token_ids: Tensor, view: BatchView) -> None:
+        """Refuse ids outside the vocabulary and batches that do not match their view (`ValueError`)."""
+        if token_ids.dim() != 1 or token_ids.numel() != view.num_rows:
+            raise ValueError(f"token_ids has shape {tuple(token_ids.shape)}; the view has {view.num_rows} rows")
+        if token_ids.numel():
+            low, high = (int(v) for v in token_ids.aminmax())
+            if low < 0 or high >= self.config.vocab_size:
+                bad = low if low < 0 else high
+                raise ValueError(f"token id {bad} is outside the vocabulary 0..{self.config.vocab_size - 1}")
+
+    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Rotary tables for int64 positions `[N]`."""
+        parameters = self.config.rope_parameters
+        return ops.rope_tables(
+            parameters.inverse_frequencies(self.config.qk_rope_head_dim), positions, parameters.table_scale
+        )
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Float32 logits `[M, vocab_size]` of hidden states `[M, hidden]`."""
+        return F.linear(hidden, self.lm_head.weight).float()
+
+    @torch.no_grad()
+    def initialise(self, seed: int = 0) -> GlmMoeDsa:
+        """Fill every weight for training from scratch: normal with `initializer_range`, norms one, biases zero.
+
+        Projections that add to the residual stream are scaled by `1 / sqrt(2 * layers)` (GPT-2 report, section 2.3).
+        """
+        generator = torch.Generator().manual_seed(seed)
+        std, depth = self.config.initializer_range, (2 * self.config.num_hidden_layers) ** -0.5
+        for module in self.modules():
+            if isinstance(module, (RMSNorm, LayerNorm)):
+                module.weight.fill_(1.0)
+            elif isinstance(module, (nn.Linear, nn.Embedding, Router)):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) * std)
+            elif isinstance(module, Experts):
+                for weight in (module.gate_up_proj, module.down_proj):
+                    weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+        for name, parameter in self.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
+                parameter.mul_(depth)
+            elif name.endswith("bias"):
+                parameter.zero_()
+        return self

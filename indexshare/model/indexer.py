@@ -1,0 +1,98 @@
+"""The lightning indexer of one Full layer: small queries and keys that choose which tokens the layer attends to.
+
+Source: DeepSeek-V3.2 report (arXiv 2512.02556), section 2.1; IndexShare keeps one such module per group of layers.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from indexshare import ops
+from indexshare.cache.view import BatchView
+from indexshare.config import ModelConfig
+from indexshare.model.norm import LayerNorm
+from indexshare.model.observe import IndexTensors
+from indexshare.model.selection import Selection, dense_rows, sparse_rows
+
+KEY_NORM_EPS = 1e-6  # fixed by the published programs; not a configuration key
+
+
+class Indexer(nn.Module):
+    """Scores every earlier token and keeps the best `index_topk`.
+
+    Each head's first `qk_rope_head_dim` values are rotary, the rest plain. Inputs are detached: the indexer
+    learns from its own loss only, and the model never through the indexer.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.index_n_heads, config.index_head_dim
+        self.rope_dim, self.topk = config.qk_rope_head_dim, config.index_topk
+        self.interleave = config.indexer_rope_interleave
+        self.wq_b = nn.Linear(config.q_lora_rank, self.num_heads * self.head_dim, bias=False)
+        self.wk = nn.Linear(config.hidden_size, self.head_dim, bias=False)
+        self.k_norm = LayerNorm(self.head_dim, KEY_NORM_EPS)
+        self.weights_proj = nn.Linear(config.hidden_size, self.num_heads, bias=False)
+        self.scale = self.num_heads**-0.5 * self.head_dim**-0.5
+
+    def _rotate(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        rotated = ops.apply_rope(x[..., : self.rope_dim], *rope, interleave=self.interleave)
+        return torch.cat((rotated, x[..., self.rope_dim :]), dim=-1)
+
+    def keys(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """Index keys `[N, D]` of hidden states `[N, hidden]`."""
+        return self._rotate(self.k_norm(self.wk(x))[:, None], rope)[:, 0]
+
+    def queries(self, x: Tensor, q_latent: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Index queries `[N, H, D]`, and float32 head weights `[N, H]` with both scales folded in."""
+        q = self.wq_b(q_latent).view(-1, self.num_heads, self.head_dim)
+        weights = self.weights_proj(x)
+        return self._rotate(q, rope), weights.to(torch.promote_types(weights.dtype, torch.float32)) * self.scale
+
+    def forward(
+        self, x: Tensor, q_latent: Tensor, rope: tuple[Tensor, Tensor], view: BatchView, layer: int, limit: int,
+        *, want_tensors: bool = False,
+    ) -> tuple[Selection, IndexTensors | None]:  # fmt: skip
+        """Write this batch's index keys and choose tokens for the rows whose context exceeds `limit`.
+
+        Args:
+            x: `[N, hidden]` normalised hidden states; q_latent: `[N, q_lora_rank]` after its norm.
+            rope: tables for the rows' positions; limit: contexts up to this length attend to everything.
+            want_tensors: also return the activations of all rows (for the indexer's loss).
+        """
+        x, q_latent = x.detach(), q_latent.detach()
+        keys = self.keys(x, rope)
+        view.write_index_keys(layer, keys)
+        rows = sparse_rows(view, limit)
+        tensors = None
+        if want_tensors:
+            q, weights = self.queries(x, q_latent, rope)
+            tensors = IndexTensors(q, weights, keys)
+            q, weights = q[rows], weights[rows]
+        elif rows.numel() == 0:
+            empty = rows.new_empty(0, self.topk)
+            return Selection(limit, rows, empty, empty), None
+        elif rows.numel() == x.shape[0]:
+            q, weights = self.queries(x, q_latent, rope)
+        else:
+            q, weights = self.queries(x[rows], q_latent[rows], (rope[0][rows], rope[1][rows]))
+        return self.select(q, weights, rows, view, layer, limit), tensors
+
+    @torch.no_grad()
+    def select(self, q: Tensor, weights: Tensor, rows: Tensor, view: BatchView, layer: int, limit: int) -> Selection:
+        """Top-k of each sequence's rows, q `[M, H, D]` and weights `[M, H]` in the order of `rows`."""
+        positions, slots, start = [], [], 0
+        for i, span in enumerate(view.spans):
+            count = span.length - dense_rows(span, limit)
+            if count:
+                part = slice(start, start + count)
+                at = view.positions[rows[part]]
+                chosen = ops.select_topk(q[part], weights[part], view.index_keys(layer, i), at, self.topk)
+                positions.append(chosen)
+                slots.append(view.slots(i, chosen))
+                start += count
+        if not positions:
+            empty = rows.new_empty(0, self.topk)
+            return Selection(limit, rows, empty, empty)
+        return Selection(limit, rows, torch.cat(positions), torch.cat(slots))

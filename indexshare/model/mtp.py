@@ -1,0 +1,84 @@
+"""The multi-token-prediction (draft) layer: one decoder layer with its own indexer, run for several steps.
+
+Slot i holds the pair (embedding of token i+1, hidden state of token i) and predicts token i+2. Later steps reuse
+the keys and the selection of the first step (IndexShare + KVShare in the GLM-5.2 release notes): a step j query
+sees what the first step's query at the same slot saw, never a slot made by drafting. The rule is the same at all
+context lengths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from indexshare import ops
+from indexshare.cache.view import BatchView
+from indexshare.config import ModelConfig
+from indexshare.model.layer import DecoderLayer
+from indexshare.model.norm import RMSNorm
+from indexshare.model.observe import Observer
+from indexshare.model.selection import Selection
+
+
+@dataclass(frozen=True)
+class DraftState:
+    """`hidden` `[N, hidden]` after `shared_head.norm` feeds the head and the next step; `selection` is step 1's."""
+
+    hidden: Tensor
+    selection: Selection
+
+
+class MTPLayer(nn.Module):
+    """Embedding and language-model head are the trunk's; everything else is the layer's own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        hidden = config.hidden_size
+        self.rope_parameters, self.rope_dim = config.rope_parameters, config.qk_rope_head_dim
+        self.topk = config.index_topk
+        self.enorm = RMSNorm(hidden, config.rms_norm_eps)
+        self.hnorm = RMSNorm(hidden, config.rms_norm_eps)
+        self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
+        self.layer = DecoderLayer(config, config.num_hidden_layers)
+        self.shared_head_norm = RMSNorm(hidden, config.rms_norm_eps)
+
+    def _mix(self, embeddings: Tensor, hidden: Tensor) -> Tensor:
+        """Input of the decoder layer, `[N, hidden]`: the embedding half first."""
+        return self.eh_proj(torch.cat((self.enorm(embeddings), self.hnorm(hidden)), dim=-1))
+
+    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        frequencies = self.rope_parameters.inverse_frequencies(self.rope_dim)
+        return ops.rope_tables(frequencies, positions, self.rope_parameters.table_scale)
+
+    def forward(
+        self, embeddings: Tensor, hidden: Tensor, view: BatchView,
+        *, full_attention_below: int = 0, observer: Observer | None = None,
+    ) -> DraftState:  # fmt: skip
+        """Step 1, which writes the layer's latents and index keys and runs its indexer.
+
+        Args:
+            embeddings: `[N, hidden]`, the trunk's embedding of the token after each row's.
+            hidden: `[N, hidden]`, trunk output after the final norm.
+            view: rows and cache; the layer's index in it is `num_hidden_layers`.
+        """
+        limit = max(self.topk, full_attention_below)
+        x = self._mix(embeddings, hidden)
+        out, selection = self.layer(x, self._rope(view.positions), view, None, limit=limit, observer=observer)
+        return DraftState(self.shared_head_norm(out), selection)
+
+    def step(self, embeddings: Tensor, state: DraftState, view: BatchView, step: int) -> DraftState:
+        """Step `step` (2, 3, ...): reads what step 1 wrote and writes nothing.
+
+        Args:
+            embeddings: `[N, hidden]`, embedding of the token `step` places after each row's.
+            state: result of the step before, on the same rows.
+            view: the view of step 1 (every row is its own anchor), or one whose rows are the anchors alone.
+            step: at least 2; the rotary position is the anchor's plus `step - 1`.
+        """
+        if step < 2:
+            raise ValueError(f"step is {step}; the first step is the layer's forward pass, later ones start at 2")
+        x = self._mix(embeddings, state.hidden)
+        out = self.layer.reuse(x, self._rope(view.positions + step - 1), view, state.selection)
+        return DraftState(self.shared_head_norm(out), state.selection)
