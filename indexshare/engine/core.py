@@ -1,0 +1,225 @@
+"""The loop under everything: schedule, compute, draw, hand out text. `LLM` and servers call its steps."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from indexshare.cache.blocks import BlockAllocator
+from indexshare.cache.paged import PagedCache
+from indexshare.engine.request import (
+    Chunk,
+    CompletionOutput,
+    Request,
+    SamplingParams,
+    TokenLogprobs,
+    check_capacity,
+)
+from indexshare.engine.runner import Model, Runner
+from indexshare.engine.sampler import Draw, non_finite_rows, sample, token_logprobs
+from indexshare.engine.scheduler import Row, Scheduler
+from indexshare.engine.text import TextAssembler
+from indexshare.tokenizer import Tokenizer
+
+
+class Generation:
+    """One request in the engine, with its chunks not yet taken. Made by `Engine.submit`."""
+
+    def __init__(self, request: Request, text: TextAssembler, name: str) -> None:
+        self.request = request
+        self.name = name
+        self.chunks: deque[Chunk] = deque()
+        self.output: CompletionOutput | None = None
+        self.error: Exception | None = None
+        self._text = text
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is an output or an error."""
+        return self.request.finished
+
+    @property
+    def prefilled(self) -> int:
+        """Prompt tokens computed so far; all of them once a token was generated, even if preempted since."""
+        request = self.request
+        return request.prompt_len if request.num_outputs else min(request.computed, request.prompt_len)
+
+    def take(self, token: int, logprobs: TokenLogprobs | None, now: float) -> str | None:
+        """Add a drawn token and queue its chunk; returns the reason to finish, or None."""
+        request = self.request
+        request.append(token, now)
+        if logprobs is not None:
+            request.logprobs.append(logprobs)
+        text = self._text.push(token, last=request.finish_reason is not None)
+        if self._text.stopped:
+            request.finish_reason = "stop"
+        if request.finish_reason is None:
+            self.chunks.append(Chunk(text=text, token_id=token, logprobs=logprobs))
+        else:
+            self._close(request.finish_reason, text, token, logprobs)
+        return request.finish_reason
+
+    def abort(self) -> None:
+        """Close with what there is."""
+        self._close("abort", self._text.finish(), None, None)
+
+    def _close(self, reason: str, text: str, token: int | None, logprobs: TokenLogprobs | None) -> None:
+        request = self.request
+        self.output = CompletionOutput(
+            text=self._text.text,
+            token_ids=request.output_ids,
+            logprobs=None if request.params.logprobs is None else request.logprobs,
+            finish_reason=reason,
+            stats=request.stats,
+        )
+        self.chunks.append(Chunk(text=text, token_id=token, logprobs=logprobs, output=self.output))
+
+
+class Engine:
+    """Requests in, chunks out. Every call is safe from any thread; steps run one at a time.
+
+    Args:
+        model: what computes hidden rows and logits.
+        cache: where the keys of past tokens live; the engine owns all of its blocks.
+        tokenizer: makes text; None for token ids only.
+        max_context: most positions of one sequence.
+        token_budget: most tokens computed in one step, which bounds the memory of a step.
+        max_running: most sequences in the cache at a time.
+        full_attention_below: contexts up to this length are attended in full.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cache: PagedCache,
+        *,
+        tokenizer: Tokenizer | None = None,
+        max_context: int | None = None,
+        token_budget: int = 2048,
+        max_running: int = 64,
+        full_attention_below: int = 0,
+    ) -> None:
+        self.cache = cache
+        self.tokenizer = tokenizer
+        self.max_context = model.config.max_position_embeddings if max_context is None else max_context
+        self.allocator = BlockAllocator(cache.num_blocks, cache.block_size)
+        self.scheduler = Scheduler(self.allocator, token_budget=token_budget, max_running=max_running)
+        self.runner = Runner(model, cache, full_attention_below=full_attention_below)
+        eos = set(model.config.eos_token_ids)
+        if tokenizer is not None:
+            eos.update(tokenizer.eos_ids)
+        self._eos = frozenset(eos)
+        self._vocab_size = model.config.vocab_size
+        self._generations: dict[Request, Generation] = {}
+        self._lock = threading.RLock()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would compute something."""
+        return bool(self._generations)
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams, name: str = "prompt") -> None:
+        """Refuse a request that can never run: ValueError with the sizes and the fix. Takes checked ids."""
+        if params.logprobs is not None and params.logprobs > self._vocab_size:
+            raise ValueError(f"logprobs is {params.logprobs}; the vocabulary has only {self._vocab_size} tokens")
+        if params.stop and self.tokenizer is None:
+            raise ValueError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
+        check_capacity(
+            len(prompt_ids),
+            params.max_tokens,
+            max_context=self.max_context,
+            cache_tokens=self.cache.num_tokens,
+            name=name,
+        )
+
+    def submit(self, prompt_ids: Sequence[int], params: SamplingParams, name: str = "prompt") -> Generation:
+        """Queue a request; it runs as `step` is called.
+
+        Args:
+            prompt_ids: from `check_prompt`.
+            params: how to choose tokens and when to end.
+            name: what to call the request in error messages.
+
+        Raises:
+            ValueError: see `check`.
+        """
+        self.check(prompt_ids, params, name)
+        request = Request(prompt_ids, params, eos_ids=self._eos)
+        silent = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos)}
+        generation = Generation(request, TextAssembler(self.tokenizer, params.stop, silent), name)
+        with self._lock:
+            self.scheduler.add(request)
+            self._generations[request] = generation
+        return generation
+
+    def abort(self, generation: Generation) -> None:
+        """End a request now and free its blocks; nothing happens if it has ended already."""
+        with self._lock:
+            if self._generations.pop(generation.request, None) is not None:
+                self.scheduler.finish(generation.request, "abort")
+                generation.abort()
+
+    def step(self) -> None:
+        """Compute one batch; chunks appear in the generations concerned.
+
+        A failure inside (or Ctrl+C) leaves every request where it was before the step.
+        """
+        with self._lock:
+            rows = self.scheduler.schedule()
+            if not rows:
+                return
+            self._stamp_start(rows)
+            logits = self.runner.forward(rows)
+            ending = [row.request for row in rows if row.completes]
+            drawn = {} if logits is None else self._draw(ending, logits)
+            self.scheduler.commit(rows)
+            for row in rows:
+                self.runner.count(row.request.stats, row.past, row.length)
+            now = time.perf_counter()
+            for request in ending:
+                self._hand_out(request, drawn[request], now)
+
+    def _stamp_start(self, rows: Sequence[Row]) -> None:
+        now = None
+        for row in rows:
+            request = row.request
+            if request.started_at is None:
+                now = time.perf_counter() if now is None else now
+                request.started_at = now
+                request.stats.queue_s = now - request.arrived_at
+
+    def _draw(
+        self, requests: Sequence[Request], logits: Tensor
+    ) -> dict[Request, tuple[int, TokenLogprobs | None] | None]:
+        """A token for each request and its log-probabilities if wanted; None where logits are not finite."""
+        drawn: dict[Request, tuple[int, TokenLogprobs | None] | None] = {}
+        bad = non_finite_rows(logits)
+        if bad:
+            drawn.update((requests[row], None) for row in bad)
+            good = [row for row in range(len(requests)) if row not in set(bad)]
+            requests, logits = [requests[row] for row in good], logits[good]
+        tokens = sample(logits, [Draw(r.params, r.seed, len(r.tokens)) for r in requests])
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        if any(r.params.logprobs is not None for r in requests):
+            logprobs = token_logprobs(logits, tokens, [r.params.logprobs for r in requests])
+        drawn.update(zip(requests, zip(tokens, logprobs, strict=True), strict=True))
+        return drawn
+
+    def _hand_out(self, request: Request, drawn: tuple[int, TokenLogprobs | None] | None, now: float) -> None:
+        generation = self._generations[request]
+        if drawn is None:
+            generation.error = ValueError(
+                f"{generation.name}: the logits after {len(request.tokens)} tokens are NaN or infinite; "
+                "check the weights for NaN, or load the model in a wider dtype such as float32"
+            )
+            reason: str | None = "abort"
+            generation.abort()
+        else:
+            reason = generation.take(*drawn, now)
+        if reason is not None:
+            self.scheduler.finish(request, reason)
+            del self._generations[request]

@@ -1,0 +1,245 @@
+"""The text files of a folder, and where in one of them a completion starts. No torch.
+
+Nothing in a folder may stop the reading of the rest: whatever is not taken is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_FILE_BYTES = 1_000_000  # longer files are data; also the limit that the training corpus uses
+MAX_TREE_BYTES = 64_000_000  # what is read at most to choose from; a million-token context is about 4 MB
+GENERATED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
+_BINARY_PROBE_BYTES = 8192
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One text file: `name` is its path with `/`, `text` has `\\n` line ends and ends with exactly one."""
+
+    name: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedFile:
+    """A file or folder that was not taken, and why; `routine` ones are hidden, generated or empty."""
+
+    name: str
+    reason: str
+    routine: bool = False
+
+
+class _Routine(ValueError):
+    """A reason to skip a file that needs nobody's attention."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceTree:
+    """What was found in a folder: files sorted by name, skipped entries sorted by name."""
+
+    root: Path
+    files: tuple[SourceFile, ...]
+    skipped: tuple[SkippedFile, ...]
+
+    def name_of(self, path: Path) -> str:
+        """The name under which a path of this tree is shown; outside the tree, the bare file name."""
+        base = naming_base(self.root)
+        resolved = path.resolve()
+        if resolved.is_relative_to(self.root.resolve()):
+            return resolved.relative_to(base.resolve()).as_posix()
+        return path.name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cursor:
+    """A file cut at the cursor: `before` is its text up to there. `line` and `column` count from 1."""
+
+    path: Path
+    line: int
+    column: int
+    before: str
+
+
+def naming_base(root: Path) -> Path:
+    """The folder that names are relative to: the parent when `root` is itself a Python package.
+
+    The name of a module's file then matches the name it is imported by (`rich/text.py`, `rich.text`).
+    """
+    return root.resolve().parent if (root / "__init__.py").is_file() else root
+
+
+def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
+    """Text of a regular UTF-8 file, line ends as `\\n`, a byte order mark removed.
+
+    Raises:
+        ValueError: not a regular file, too large, binary, or not UTF-8; the text is the bare reason.
+        OSError: the system refuses (permission, loop of links, vanished file).
+    """
+    info = path.stat()
+    if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
+        raise ValueError("not a regular file")
+    if info.st_size > max_bytes:
+        raise ValueError(f"{info.st_size:,} bytes, above the limit of {max_bytes:,}")
+    data = path.read_bytes()
+    if b"\0" in data[:_BINARY_PROBE_BYTES]:
+        raise ValueError("binary (a zero byte near its start)")
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 (byte {error.start})") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_cursor(spec: str) -> Cursor:
+    """Read `FILE`, `FILE:LINE` or `FILE:LINE:COLUMN` (both from 1) and cut the file there.
+
+    Without a line the cursor is after the last character that is not white space: a line break at the end of
+    a file says nothing about what comes next, but a model would read it as the end of the block. Without a
+    column it is at the end of the line, before its line break. Column c stands before the c-th character.
+
+    Raises:
+        ValueError: no such place in the file, or the file is not text.
+        OSError: the file cannot be opened.
+    """
+    path, line, column = _split_place(spec)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; expected FILE, FILE:LINE or FILE:LINE:COLUMN")
+    try:
+        text = read_text(path)
+    except ValueError as reason:
+        raise ValueError(f"{path} cannot be completed: {reason}") from None
+    lines = text.split("\n")
+    if line is None:
+        before = text.rstrip()
+        lines = before.split("\n")
+        return Cursor(path=path, line=len(lines), column=len(lines[-1]) + 1, before=before)
+    if not 1 <= line <= len(lines):
+        raise ValueError(f"line {line} is outside {path}, which has lines 1 to {len(lines)}")
+    width = len(lines[line - 1])
+    column = width + 1 if column is None else column
+    if not 1 <= column <= width + 1:
+        raise ValueError(f"column {column} is outside line {line} of {path}, which has columns 1 to {width + 1}")
+    before = "\n".join([*lines[: line - 1], lines[line - 1][: column - 1]])
+    return Cursor(path=path, line=line, column=column, before=before)
+
+
+def _split_place(spec: str) -> tuple[Path, int | None, int | None]:
+    """File, line and column of `FILE[:LINE[:COLUMN]]`; a file with `:3` in its name is found too."""
+    if not spec:
+        raise ValueError("the file to complete has no name; expected FILE, FILE:LINE or FILE:LINE:COLUMN")
+    path, numbers = spec, list[int]()
+    while not os.path.exists(path) and len(numbers) < 2 and (match := re.fullmatch(r"(?s)(.+):(\d+)", path)):
+        path = match[1]
+        numbers.insert(0, int(match[2]))
+    line, column = [*numbers, None, None][:2]
+    return Path(path), line, column
+
+
+def read_tree(
+    root: Path,
+    *,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    max_tree_bytes: int = MAX_TREE_BYTES,
+) -> SourceTree:
+    """Read every text file below a folder, in the order of names.
+
+    Hidden and generated folders, links that lead out of the folder or to a file already taken, binary, empty,
+    oversized and unreadable files are skipped and listed. Links to folders are not followed.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: `root` is not a folder.
+        ValueError: it holds no text file at all.
+    """
+    if not root.exists():
+        raise FileNotFoundError(f"the context folder {root} does not exist")
+    if not root.is_dir():
+        raise NotADirectoryError(f"the context {root} is a file; expected a folder")
+    paths, skipped = _walk(root)
+    base, files, taken, total = naming_base(root), [], set[Path](), 0
+    for path in sorted(paths, key=lambda p: (p.is_symlink(), p)):  # a file keeps its own name, not a link's
+        name = _displayable(_name(path, base))
+        try:
+            resolved = _inside(path, root, taken)
+            if total >= max_tree_bytes:
+                raise ValueError(f"{max_tree_bytes:,} bytes of text were read before it")
+            text = read_text(resolved, max_file_bytes)
+            if not text.strip():
+                raise _Routine("empty")
+        except ValueError as reason:
+            skipped.append(SkippedFile(name=name, reason=str(reason), routine=isinstance(reason, _Routine)))
+            continue
+        except (OSError, RuntimeError) as error:  # before 3.13 a loop of links is a RuntimeError
+            skipped.append(SkippedFile(name=name, reason=_system_reason(error)))
+            continue
+        taken.add(resolved)
+        total += len(text)
+        files.append(SourceFile(name=name, text=text.rstrip("\n") + "\n"))
+    if not files:
+        why = f": {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        raise ValueError(f"the context folder {root} holds no text files{why}{more}")
+    return SourceTree(
+        root=root,
+        files=tuple(sorted(files, key=lambda f: f.name)),
+        skipped=tuple(sorted(skipped, key=lambda s: s.name)),
+    )
+
+
+def _walk(root: Path) -> tuple[list[Path], list[SkippedFile]]:
+    """All file paths below `root`, and the folders that were not entered."""
+    base, paths, skipped = naming_base(root), list[Path](), list[SkippedFile]()
+
+    def refused(error: OSError) -> None:
+        name = _name(Path(error.filename or root), base)
+        skipped.append(SkippedFile(name=_displayable(name), reason=_system_reason(error)))
+
+    for folder, subfolders, names in os.walk(root, onerror=refused):
+        here = Path(folder)
+        for sub in list(subfolders):
+            reason = ""
+            if sub.startswith("."):
+                reason = "hidden folder"
+            elif sub in GENERATED_FOLDERS:
+                reason = "generated or installed files"
+            elif (here / sub).is_symlink():
+                reason = "link to a folder, not followed"
+            if reason:
+                subfolders.remove(sub)
+                name = _displayable(_name(here / sub, base))
+                skipped.append(SkippedFile(name=name, reason=reason, routine="link" not in reason))
+        paths += [here / name for name in names]
+    return paths, skipped
+
+
+def _name(path: Path, base: Path) -> str:
+    """Path relative to the naming base, with `/`; links are shown under their own name."""
+    absolute = path.parent.resolve() / path.name
+    return absolute.relative_to(base.resolve()).as_posix() if absolute.is_relative_to(base.resolve()) else str(path)
+
+
+def _inside(path: Path, root: Path, taken: set[Path]) -> Path:
+    """What the path leads to, refused (ValueError) when hidden, outside the folder or already taken."""
+    if path.name.startswith("."):
+        raise _Routine("hidden file")
+    resolved = path.resolve(strict=True)
+    if not resolved.is_relative_to(root.resolve()):
+        raise ValueError("link that leads out of the folder")
+    if resolved in taken:
+        raise ValueError("link to a file that is already taken")
+    return resolved
+
+
+def _system_reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return "loop of links" if "loop" in str(error).lower() else str(error)
+
+
+def _displayable(name: str) -> str:
+    """Names are bytes to the system: undecodable ones are shown with replacement characters."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
