@@ -1,0 +1,63 @@
+"""Training checkpoints: one file, written beside its name and renamed, the one before it kept."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+NAME = "checkpoint.pt"
+PREVIOUS = "checkpoint.previous.pt"
+
+
+def save_checkpoint(directory: str | Path, state: dict[str, Any]) -> Path:
+    """Write `state` as the newest checkpoint of a run.
+
+    Args:
+        directory: the run's folder.
+        state: tensors, numbers, strings, and lists and dicts of them.
+
+    Raises:
+        OSError: it could not be written, for instance on a full disk; the checkpoint before it is untouched.
+    """
+    folder = Path(directory)
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary, final = folder / (NAME + ".tmp"), folder / NAME
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        kept = f"the checkpoint before it is intact: {final}" if final.exists() else "there is none before it"
+        raise OSError(f"could not write a checkpoint in {folder}: {error}; free some space ({kept})") from error
+    if final.exists():
+        os.replace(final, folder / PREVIOUS)
+    os.replace(temporary, final)
+    return final
+
+
+def load_checkpoint(directory: str | Path) -> dict[str, Any] | None:
+    """The newest readable checkpoint of a run, or None when there is none.
+
+    Raises:
+        ValueError: checkpoints are there, but none can be read.
+    """
+    broken = []
+    for path in (Path(directory) / NAME, Path(directory) / PREVIOUS):
+        if not path.is_file():
+            continue
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch.load raises whatever zipfile and pickle raise on a damaged file
+            broken.append(f"{path}: {error}")
+            continue
+        return state
+    if broken:
+        raise ValueError(f"no checkpoint can be read ({'; '.join(broken)}); delete them to start again")
+    return None

@@ -1,0 +1,221 @@
+"""Text folders as training corpora: reading, splitting by file, leak removal, and token caches on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sysconfig
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
+
+STANDARD_LIBRARY = "stdlib"
+_SHINGLE = 3  # lines in one unit of comparison between files
+_NEAR_COPY = 0.5  # a held-out file sharing more than this part of its units with training is set aside
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFolder:
+    """A folder of text files, or the running Python's standard library (`path="stdlib"`).
+
+    Attributes:
+        path: folder, or `stdlib`.
+        pattern: glob below the folder.
+        exclude: names of directories that are left out wherever they occur.
+        held_out: part of the files kept out of training, chosen by a hash of the relative path.
+        max_bytes: longer files are left out (they are data rather than text to learn from).
+    """
+
+    path: str
+    pattern: str = "**/*.py"
+    exclude: tuple[str, ...] = ("site-packages", "__pycache__", ".git")
+    held_out: float = 0.05
+    max_bytes: int = 300_000
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.held_out < 1.0:
+            raise ValueError(f"held_out is {self.held_out}; expected a part of the files in [0, 1)")
+
+    @property
+    def root(self) -> Path:
+        """The folder on this machine."""
+        return Path(sysconfig.get_path("stdlib") if self.path == STANDARD_LIBRARY else self.path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Document:
+    """One text file: its path relative to the folder (with `/`), and its text."""
+
+    name: str
+    text: str
+
+    @property
+    def headed(self) -> str:
+        """The text as the model sees it, under the line that names the file."""
+        return file_header(self.name) + self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """What `split_documents` made of a folder. Counts say what was left out and why."""
+
+    train: list[Document]
+    held_out: list[Document]
+    copies: int
+    near_copies: int
+
+
+def read_folder(folder: TextFolder) -> list[Document]:
+    """Read all text files of a folder, in the order of their names.
+
+    Binary, unreadable, empty and oversized files are passed over.
+
+    Raises:
+        ValueError: the folder does not exist or holds no text that matches.
+    """
+    root = folder.root
+    if not root.is_dir():
+        raise ValueError(f"{root} is not a folder; give an existing folder or {STANDARD_LIBRARY!r}")
+    documents, excluded = [], set(folder.exclude)
+    for path in sorted(root.glob(folder.pattern)):
+        name = path.relative_to(root).as_posix()
+        if excluded.intersection(name.split("/")) or not path.is_file():
+            continue
+        try:
+            data = path.read_bytes()
+            text = data.decode("utf-8") if len(data) <= folder.max_bytes and b"\0" not in data else ""
+        except (OSError, UnicodeDecodeError):
+            continue
+        if text.strip():
+            documents.append(Document(name=name, text=text.replace("\r\n", "\n")))
+    if not documents:
+        raise ValueError(f"no text file under {root} matches {folder.pattern!r}; check the folder and the glob")
+    return documents
+
+
+def is_held_out(name: str, part: float) -> bool:
+    """Whether a file belongs to the held-out split: depends on its relative path and nothing else."""
+    digest = hashlib.sha256(name.encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "big") < part * 2.0**64
+
+
+def content_hash(text: str) -> bytes:
+    """Hash of a text that ignores blank lines and spaces at line ends."""
+    lines = (line.rstrip() for line in text.splitlines())
+    return hashlib.sha256("\n".join(line for line in lines if line).encode("utf-8", "replace")).digest()
+
+
+def _shingles(text: str) -> set[int]:
+    lines = [stripped for line in text.splitlines() if len(stripped := line.strip()) > 3]
+    return {hash(tuple(lines[i : i + _SHINGLE])) for i in range(max(1, len(lines) - _SHINGLE + 1))}
+
+
+def split_documents(documents: Iterable[Document], part: float) -> Split:
+    """Split by file and remove what would leak: equal texts once only, and held-out files half found in training.
+
+    Training never holds a held-out file's content: of two equal files the held-out one stays, and a held-out
+    file that shares more than half of its three-line units with training files is used for neither.
+    """
+    by_hash: dict[bytes, Document] = {}
+    copies = 0
+    for document in sorted(documents, key=lambda d: (not is_held_out(d.name, part), d.name)):
+        copies += by_hash.setdefault(content_hash(document.text), document) is not document
+    train = [d for d in by_hash.values() if not is_held_out(d.name, part)]
+    candidates = {d.name: _shingles(d.text) for d in by_hash.values() if is_held_out(d.name, part)}
+    wanted = set().union(*candidates.values()) if candidates else set()
+    seen: set[int] = set()
+    for document in train:
+        seen |= wanted & _shingles(document.text)
+    held_out = [
+        d
+        for d in by_hash.values()
+        if d.name in candidates and len(candidates[d.name] & seen) <= _NEAR_COPY * len(candidates[d.name])
+    ]
+    near = len(candidates) - len(held_out)
+    return Split(train=sorted(train, key=lambda d: d.name), held_out=held_out, copies=copies, near_copies=near)
+
+
+class TokenCorpus:
+    """Documents as one array of token ids on disk, memory-mapped, with where each document starts.
+
+    Every document is `# file: name`, its text, and the end-of-text token.
+    """
+
+    def __init__(self, path: Path) -> None:
+        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        self.names: list[str] = info["names"]
+        self.data_hash: str = info["data_hash"]
+        self.num_bytes: int = info["num_bytes"]
+        self.starts = np.asarray(info["starts"], dtype=np.int64)  # [documents + 1], last = number of tokens
+        self.ids = np.memmap(path, dtype=np.dtype(info["dtype"]), mode="r")
+        if len(self.ids) != self.starts[-1]:
+            raise ValueError(f"{path} holds {len(self.ids)} ids, its index says {self.starts[-1]}; delete both")
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def num_documents(self) -> int:
+        """Number of files."""
+        return len(self.names)
+
+    def document(self, index: int) -> np.ndarray:
+        """Token ids of one document, end-of-text token included."""
+        return self.ids[self.starts[index] : self.starts[index + 1]]
+
+    @cached_property
+    def groups(self) -> list[np.ndarray]:
+        """Document indices by package: the first directory of the path, or none."""
+        keys: dict[str, list[int]] = {}
+        for i, name in enumerate(self.names):
+            keys.setdefault(name.split("/")[0] if "/" in name else "", []).append(i)
+        return [np.asarray(members) for _, members in sorted(keys.items())]
+
+    @classmethod
+    def build(cls, documents: Sequence[Document], tokenizer: Tokenizer, path: Path) -> TokenCorpus:
+        """Tokenise documents into `path` (and its `.json` index), or reuse what is there for the same data.
+
+        Raises:
+            ValueError: no documents.
+        """
+        if not documents:
+            raise ValueError("no documents to tokenise; the split left this side empty, change `held_out`")
+        data_hash = hash_documents(documents, tokenizer)
+        index = path.with_suffix(".json")
+        if index.is_file() and json.loads(index.read_text(encoding="utf-8"))["data_hash"] == data_hash:
+            return cls(path)
+        dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
+        end = tokenizer.id_of(END_OF_TEXT)
+        arrays = []
+        for first in range(0, len(documents), 256):
+            texts = [d.headed for d in documents[first : first + 256]]
+            rows = tokenizer.encode_batch(texts, parse_special=False)
+            arrays += [np.asarray([*ids, end], dtype=dtype) for ids in rows]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        info = {
+            "data_hash": data_hash,
+            "dtype": dtype.name,
+            "num_bytes": sum(len(d.headed.encode("utf-8")) for d in documents),
+            "names": [d.name for d in documents],
+            "starts": [0, *np.cumsum([len(a) for a in arrays]).tolist()],
+        }
+        temporary = path.with_suffix(".tmp")
+        np.concatenate(arrays).tofile(temporary)
+        os.replace(temporary, path)
+        index.write_text(json.dumps(info), encoding="utf-8")
+        return cls(path)
+
+
+def hash_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> str:
+    """Hash of names, texts and the tokenizer: equal hashes mean equal token files."""
+    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    for document in documents:
+        for part in (document.name, document.text):
+            digest.update(hashlib.sha256(part.encode("utf-8")).digest())
+    return digest.hexdigest()

@@ -1,0 +1,184 @@
+"""Packed, resumable batches: sources of fixed-length windows, and their mixture.
+
+A batch is int64 [B, S + 1]: inputs are the first S columns, targets the last S. The state of a stream is a plain
+record of integers; a stream built the same way and given that state yields exactly the same batches.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from indexshare.tokenizer import END_OF_TEXT, Tokenizer
+from indexshare.train.corpus import TokenCorpus
+from indexshare.train.tasks import retrieval_text
+
+State = dict[str, int]
+
+
+class Source(Protocol):
+    """An endless stream of windows of `length` token ids."""
+
+    def window(self, length: int) -> np.ndarray:
+        """The next window, int64 [length]."""
+
+    def state(self) -> State:
+        """Where the stream stands."""
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+
+
+class PackedText:
+    """Windows over a corpus laid end to end, package by package.
+
+    Each epoch shuffles the packages, and the files inside each, lays all tokens in one row from a random offset,
+    cuts the row in windows and takes them in random order. A window therefore holds neighbouring files of one
+    package. Windows overlap by one token, so that every token is a target once.
+    """
+
+    def __init__(self, corpus: TokenCorpus, *, seed: int) -> None:
+        self._corpus = corpus
+        self._seed = seed
+        self._epoch, self._taken = 0, 0
+        self._layout: tuple[int, int] | None = None
+
+    def state(self) -> State:
+        """Epoch, and windows taken in it."""
+        return {"epoch": self._epoch, "taken": self._taken}
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+        self._epoch, self._taken = state["epoch"], state["taken"]
+
+    def window(self, length: int) -> np.ndarray:
+        """The next window, int64 [length]; ValueError when the corpus is shorter than one window."""
+        stride = length - 1
+        if len(self._corpus) < length + stride:
+            raise ValueError(
+                f"the corpus has {len(self._corpus)} tokens, too few for windows of {length}; "
+                "use a shorter sequence length or more text"
+            )
+        self._lay_out(stride)
+        if self._taken >= len(self._windows):
+            self._epoch, self._taken = self._epoch + 1, 0
+            self._lay_out(stride)
+        start = self._offset + int(self._windows[self._taken]) * stride
+        self._taken += 1
+        return self._read(start, length)
+
+    def _lay_out(self, stride: int) -> None:
+        """Order of documents and windows in this epoch: a function of seed, epoch and stride."""
+        if self._layout == (self._epoch, stride):
+            return
+        rng = np.random.default_rng([self._seed, self._epoch, stride])
+        groups = self._corpus.groups
+        order = [rng.permutation(groups[i]) for i in rng.permutation(len(groups))]
+        self._order = np.concatenate(order)
+        lengths = np.diff(self._corpus.starts)[self._order]
+        self._ends = np.cumsum(lengths)
+        self._offset = int(rng.integers(stride))
+        self._windows = rng.permutation((len(self._corpus) - 1 - self._offset) // stride)
+        self._layout = (self._epoch, stride)
+
+    def _read(self, start: int, length: int) -> np.ndarray:
+        parts, position = [], start
+        which = int(np.searchsorted(self._ends, start, side="right"))
+        while position < start + length:
+            document = self._corpus.document(int(self._order[which]))
+            first = position - (int(self._ends[which]) - len(document))
+            piece = document[first : first + start + length - position]
+            parts.append(piece)
+            position += len(piece)
+            which += 1
+        return np.concatenate(parts).astype(np.int64)
+
+
+class RetrievalTasks:
+    """Windows of generated retrieval text (`tasks.py`), each filled by whole tasks and cut at its end."""
+
+    def __init__(self, tokenizer: Tokenizer, *, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._index = 0
+
+    def state(self) -> State:
+        """Number of texts made."""
+        return {"index": self._index}
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+        self._index = state["index"]
+
+    def window(self, length: int) -> np.ndarray:
+        """The next window, int64 [length]."""
+        end = self._tokenizer.id_of(END_OF_TEXT)
+        ids: list[int] = []
+        while len(ids) < length:
+            text = retrieval_text(self._seed, self._index, length - len(ids))
+            self._index += 1
+            ids += [*self._tokenizer.encode(text, parse_special=False), end]
+        return np.asarray(ids[:length], dtype=np.int64)
+
+
+class Mixture:
+    """Batches whose rows come from several sources, each row's source drawn by weight.
+
+    Args:
+        sources: by name.
+        weights: by name; expected part of the rows is weight / sum of weights.
+        seed: of the draws.
+
+    Raises:
+        ValueError: names differ, or a weight is negative, or all are zero.
+    """
+
+    def __init__(self, sources: dict[str, Source], weights: dict[str, float], *, seed: int) -> None:
+        if set(sources) != set(weights):
+            raise ValueError(f"weights name {sorted(weights)}, the sources are {sorted(sources)}")
+        if min(weights.values()) < 0 or sum(weights.values()) <= 0:
+            raise ValueError(f"weights {weights} must be non-negative, and one of them positive")
+        self._sources = sources
+        self._names = sorted(sources)
+        self._weights = [weights[name] for name in self._names]
+        self._seed = seed
+        self._rows = 0
+
+    def batch(self, rows: int, length: int) -> torch.Tensor:
+        """The next batch, int64 [rows, length + 1]."""
+        return torch.from_numpy(np.stack([self._row(length + 1) for _ in range(rows)]))
+
+    def _row(self, length: int) -> np.ndarray:
+        name = random.Random(f"{self._seed}/{self._rows}").choices(self._names, self._weights)[0]
+        self._rows += 1
+        return self._sources[name].window(length)
+
+    def state(self) -> State:
+        """Rows drawn, and the state of each source under `name.key`."""
+        record = {"rows": self._rows}
+        for name, source in self._sources.items():
+            record |= {f"{name}.{key}": value for key, value in source.state().items()}
+        return record
+
+    def restore(self, state: State) -> None:
+        """Continue from a state.
+
+        Raises:
+            ValueError: the state was saved by a mixture of other sources.
+        """
+        expected = self.state().keys()
+        if state.keys() != expected:
+            raise ValueError(f"data state has {sorted(state)}, this mixture needs {sorted(expected)}")
+        self._rows = state["rows"]
+        for name, source in self._sources.items():
+            prefix = name + "."
+            source.restore({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+
+
+def split_batch(batch: torch.Tensor, rows: int) -> Sequence[torch.Tensor]:
+    """Cut a batch [B, S + 1] into micro-batches of at most `rows` rows."""
+    return torch.split(batch, rows)

@@ -1,0 +1,293 @@
+"""The training loop: the only one. Stages, updates, evaluations, checkpoints, and a clean stop at any moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indexshare.model.glm import GlmMoeDsa
+from indexshare.model.weights import save_model
+from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
+from indexshare.train.data import Mixture
+from indexshare.train.evaluate import held_out_bits_per_byte
+from indexshare.train.optim import MixedOptimizer, is_indexer
+from indexshare.train.progress import Reporter, duration
+from indexshare.train.recipe import PreparedData, Recipe, prepare
+from indexshare.train.stages import Stage
+from indexshare.train.steps import Workers, train_batch
+
+_SEED_STRIDE = 7919  # between the data seeds of two stages
+
+
+class StopRequested:
+    """Turns Ctrl+C and SIGTERM into a flag while it is active; a second Ctrl+C interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequested:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._before[number] = signal.signal(number, self._handle)
+            except ValueError:  # not in the main thread: then nobody can send us one either
+                break
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+
+
+class Trainer:
+    """The state of a run: stage, update, model, optimizer and data position.
+
+    Args:
+        recipe: the run.
+        directory: everything the run writes goes here.
+        data: from `prepare`.
+        device: of the model.
+        workers: micro-batches run side by side (see `Workers`).
+    """
+
+    def __init__(
+        self, recipe: Recipe, directory: Path, data: PreparedData, device: str = "cpu", workers: int = 1
+    ) -> None:
+        self.recipe, self.directory, self.data, self.device = recipe, directory, data, device
+        self.stage_index, self.stage_step, self.step, self.tokens = 0, 0, 0, 0
+        self._workers = Workers(workers)
+        torch.manual_seed(recipe.seed)
+        saved = load_checkpoint(directory)
+        if saved is None:
+            self._enter_stage(None)
+        else:
+            self._restore(saved)
+
+    @property
+    def stage(self) -> Stage:
+        """The stage being trained."""
+        return self.recipe.stages[self.stage_index]
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        last = len(self.recipe.stages) - 1
+        return self.stage_index == last and self.stage_step >= self.stage.steps
+
+    def advance(self) -> dict[str, float]:
+        """One update; its metrics. Enters the next stage first when this one is done."""
+        if self.stage_step >= self.stage.steps:
+            self.stage_index, self.stage_step = self.stage_index + 1, 0
+            self._enter_stage(self.model.state_dict())
+        stage = self.stage
+        batch = self.mixture.batch(stage.rows, stage.sequence_length).to(self.device)
+        metrics = train_batch(self.model, self.optimizer, stage, batch, self.stage_step, self._workers)
+        if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics.get("grad_norm", 0.0)):
+            raise FloatingPointError(
+                f"loss {metrics['loss']}, gradient norm {metrics.get('grad_norm')} at step {self.step} "
+                f"(stage {stage.name!r}, update {self.stage_step}); the last good checkpoint is kept in "
+                f"{self.directory}: lower the learning rate and resume"
+            )
+        factor = stage.schedule.factor(self.stage_step, stage.steps)
+        metrics |= self.optimizer.step(factor)
+        self.stage_step, self.step = self.stage_step + 1, self.step + 1
+        self.tokens += stage.batch_tokens
+        return metrics | {"lr_factor": factor}
+
+    def evaluate(self) -> float:
+        """Bits per byte on held-out windows of the stage's length, attending as the stage does."""
+        return held_out_bits_per_byte(
+            self.model,
+            self.data.held_out,
+            length=min(self.stage.sequence_length, len(self.data.held_out) // 2),
+            windows=self.recipe.held_out_windows,
+            full_attention=self.stage.attention == "full",
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        state = {
+            "recipe": self.recipe.name,
+            "data_hash": self.data.train.data_hash,
+            "position": {
+                "stage": self.stage.name,
+                "stage_step": self.stage_step,
+                "step": self.step,
+                "tokens": self.tokens,
+            },
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "data": self.mixture.state(),
+            "rng": torch.get_rng_state(),
+        }
+        save_checkpoint(self.directory, state)
+
+    def _restore(self, saved: dict[str, Any]) -> None:
+        if saved["recipe"] != self.recipe.name or saved["data_hash"] != self.data.train.data_hash:
+            raise ValueError(
+                f"the checkpoint in {self.directory} is of recipe {saved['recipe']!r} on data "
+                f"{saved['data_hash'][:12]}, this run is {self.recipe.name!r} on "
+                f"{self.data.train.data_hash[:12]}; use another folder"
+            )
+        position = saved["position"]
+        names = [stage.name for stage in self.recipe.stages]
+        if position["stage"] not in names:
+            raise ValueError(f"the checkpoint stands in stage {position['stage']!r}, the recipe has {names}")
+        self.stage_index = names.index(position["stage"])
+        self.stage_step, self.step, self.tokens = position["stage_step"], position["step"], position["tokens"]
+        self._enter_stage(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.mixture.restore(saved["data"])
+        torch.set_rng_state(saved["rng"])
+
+    def _enter_stage(self, weights: dict[str, Tensor] | None) -> None:
+        """Build the stage's model from the weights of the one before, its optimizer and its data stream."""
+        config = self.recipe.stage_model(self.stage)
+        model = GlmMoeDsa(config)
+        if weights is None:
+            model.initialise(self.recipe.seed)
+        model = model.to(device=self.device, dtype=getattr(torch, self.recipe.dtype))
+        if weights is not None:
+            wanted = model.state_dict().keys()
+            surplus = [name for name in weights if name not in wanted]
+            assert all(is_indexer(name) for name in surplus), f"weights without a place: {surplus[:3]}"
+            model.load_state_dict({name: weights[name] for name in wanted})
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(self._trains(name))
+        self.model: GlmMoeDsa = model.train()
+        self.optimizer = MixedOptimizer(model, config, self.stage.optim)
+        seed = self.recipe.seed + _SEED_STRIDE * self.stage_index
+        self.mixture: Mixture = self.data.mixture(self.stage, seed)
+
+    def _trains(self, name: str) -> bool:
+        if is_indexer(name):
+            return self.stage.indexer_loss != "none"
+        if name.startswith("mtp."):
+            return self.stage.trains == "all" and self.stage.mtp_weight > 0
+        return self.stage.trains == "all"
+
+
+def run(
+    recipe: Recipe,
+    out_dir: str | Path,
+    *,
+    device: str = "cpu",
+    workers: int | None = None,
+    checkpoint_minutes: float = 5.0,
+    tensorboard: bool = False,
+    quiet: bool = False,
+    resume_command: str = "the same command",
+) -> Path | None:
+    """Train a recipe, resuming from the newest checkpoint in `out_dir` if there is one.
+
+    Args:
+        recipe: the run.
+        out_dir: gets tokenizer and token files (`data/`), `metrics.jsonl`, checkpoints, and `model/` at the end.
+        device: of the model.
+        workers: micro-batches run side by side; by default one per core on the CPU, one elsewhere.
+        checkpoint_minutes: between checkpoints.
+        tensorboard: also write TensorBoard files.
+        quiet: no progress.
+        resume_command: named in the message after a stop.
+
+    Returns:
+        The directory of the exported model, or None when the run was stopped before its end.
+
+    Raises:
+        ValueError: the recipe, its data or the checkpoint cannot be used.
+        FloatingPointError: the loss is not a number; the last good checkpoint is kept.
+        OSError: a checkpoint could not be written; the one before it is kept.
+    """
+    directory = Path(out_dir)
+    data = prepare(recipe, directory / "data")
+    if workers is None:
+        workers = torch.get_num_threads() if device == "cpu" else 1
+    threads = torch.get_num_threads()
+    if workers > 1:
+        torch.set_num_threads(1)  # idle compute threads of this one would spin against the workers
+    trainer = Trainer(recipe, directory, data, device, workers)
+    reporter = Reporter(directory, trainer.step, tensorboard=tensorboard, quiet=quiet)
+    try:
+        reporter.say(f"{recipe.name}: {describe_data(data)}")
+        if trainer.step:
+            reporter.say(f"resumed at step {trainer.step}, stage {trainer.stage.name}")
+        with StopRequested() as stop:
+            _train(trainer, reporter, stop, checkpoint_minutes * 60)
+        if not trainer.finished:
+            reporter.say(f"stopped at step {trainer.step}, checkpoint written; resume with {resume_command}")
+            return None
+        return export(trainer, directory / "model")
+    finally:
+        reporter.close()
+        torch.set_num_threads(threads)
+
+
+def _train(trainer: Trainer, reporter: Reporter, stop: StopRequested, checkpoint_seconds: float) -> None:
+    rate, saved_at, stage_name = 0.0, time.monotonic(), ""
+    while not trainer.finished and not stop.requested:
+        started = time.monotonic()
+        metrics = trainer.advance()
+        stage = trainer.stage
+        if stage.name != stage_name:
+            rate, stage_name = 0.0, stage.name
+        speed = stage.batch_tokens / (time.monotonic() - started)
+        rate = speed if rate == 0.0 else 0.9 * rate + 0.1 * speed
+        metrics |= {"tokens": float(trainer.tokens), "tokens_per_second": speed}
+        reporter.record({"step": trainer.step, "stage": stage.name, **metrics})
+        last = trainer.stage_step == stage.steps
+        if last or trainer.stage_step % trainer.recipe.evaluate_every == 0:
+            bits = trainer.evaluate()
+            reporter.record({"step": trainer.step, "stage": stage.name, "held_out_bits_per_byte": bits})
+            reporter.say(f"step {trainer.step} {stage.name}: held-out {bits:.4f} bits per byte")
+        reporter.progress(_line(trainer, metrics, rate))
+        if last or time.monotonic() - saved_at >= checkpoint_seconds:
+            trainer.save()
+            saved_at = time.monotonic()
+    trainer.save()
+
+
+def _line(trainer: Trainer, metrics: dict[str, float], rate: float) -> str:
+    stage = trainer.stage
+    left = (stage.steps - trainer.stage_step) * stage.batch_tokens / rate
+    parts = [f"{stage.name} {trainer.stage_step}/{stage.steps}", f"loss {metrics['loss']:.4f}"]
+    parts += [f"{key} {metrics[key]:.4f}" for key in ("draft_loss", "indexer_loss") if key in metrics]
+    return "  ".join([*parts, f"{rate:,.0f} tokens/s", f"{duration(left)} left in stage"])
+
+
+def describe_data(data: PreparedData) -> str:
+    """One line about the data of a run."""
+    s = data.summary
+    return (
+        f"{s['train_files']} files, {s['train_tokens']:,} tokens to train on; {s['held_out_files']} files, "
+        f"{s['held_out_tokens']:,} tokens held out; data {str(s['data_hash'])[:12]}"
+    )
+
+
+def export(trainer: Trainer, directory: Path) -> Path:
+    """Write the model of the last stage with its tokenizer, and `training.json` beside them."""
+    save_model(trainer.model.eval(), directory)
+    trainer.data.tokenizer.save(directory)
+    record = {
+        "recipe": trainer.recipe.name,
+        "seed": trainer.recipe.seed,
+        "steps": trainer.step,
+        "tokens": trainer.tokens,
+        "stages": [asdict(stage) for stage in trainer.recipe.stages],
+        "data": trainer.data.summary,
+    }
+    (directory / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return directory

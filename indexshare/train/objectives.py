@@ -1,0 +1,108 @@
+"""Losses: next-token and draft-layer cross-entropy, and the bias update that balances experts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100
+_CHUNK_BYTES = 8 << 20  # of float32 logits held at once
+
+
+def next_token_loss_reference(hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int = IGNORE) -> Tensor:
+    """`next_token_loss` in plain float32, storing all logits."""
+    logits = hidden.float() @ weight.float().T
+    total = F.cross_entropy(logits, targets, ignore_index=ignore, reduction="sum")
+    return total / (targets != ignore).sum().clamp(min=1)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Sum of cross-entropies of hidden @ weight.T, whose gradient is made chunk by chunk in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int) -> Tensor:
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        rows = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        grad_hidden = torch.empty_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
+        for start in range(0, len(hidden), rows):
+            h, t = hidden[start : start + rows], targets[start : start + rows]
+            counted = t != ignore
+            index = t.clamp(min=0)[:, None]
+            # log_softmax is vectorised on CPUs; logsumexp is several times slower there
+            logs = F.log_softmax(h @ weight.T, dim=-1, dtype=torch.float32)
+            losses = -logs.gather(1, index)[:, 0]
+            total += torch.where(counted, losses, 0.0).sum()
+            if not (need_hidden or need_weight):
+                continue
+            grad = logs.exp_()  # now the probabilities
+            grad.scatter_add_(1, index, torch.full_like(losses[:, None], -1.0))
+            grad = grad.to(hidden.dtype)
+            if not bool(counted.all()):
+                grad.mul_(counted[:, None])
+            if grad_hidden is not None:
+                torch.mm(grad, weight, out=grad_hidden[start : start + rows])
+            if grad_weight is not None:
+                grad_weight += grad.T @ h
+        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
+        (grad_output,) = grads
+        grad_hidden, grad_weight = ctx.saved_tensors
+        scaled = [None if g is None else g * grad_output.to(g.dtype) for g in (grad_hidden, grad_weight)]
+        return scaled[0], scaled[1], None, None
+
+
+def next_token_loss(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int = IGNORE, *, count: int | None = None
+) -> Tensor:
+    """Mean cross-entropy of the language-model head, never storing all logits.
+
+    Args:
+        hidden: [N, H], inputs of the head.
+        weight: [V, H], the head, same dtype as `hidden`.
+        targets: int64 [N]; rows equal to `ignore` count for nothing.
+        ignore: see above.
+        count: divisor; the number of counted rows when None. With gradient accumulation give the count of the
+            whole batch, so that the sum over micro-batches is the mean over the batch.
+
+    Returns:
+        float32 scalar, in nats. Softmax and sums are float32; products are in the inputs' dtype.
+    """
+    total = _LinearCrossEntropy.apply(hidden, weight, targets, ignore)
+    return total / max(1, int((targets != ignore).sum()) if count is None else count)
+
+
+def shifted_targets(tokens: Tensor, shift: int) -> Tensor:
+    """Target of each input position `shift` tokens ahead; IGNORE where the batch has no such token.
+
+    Args:
+        tokens: int64 [B, S + 1], a batch with one token beyond the inputs.
+        shift: 1 for the next token.
+
+    Returns:
+        int64 [B * S].
+    """
+    rows, length = tokens.shape[0], tokens.shape[1] - 1
+    targets = tokens.new_full((rows, length), IGNORE)
+    targets[:, : length + 1 - shift] = tokens[:, shift:]
+    return targets.reshape(-1)
+
+
+def update_expert_bias(bias: Tensor, load: Tensor, rate: float) -> None:
+    """Auxiliary-loss-free balancing (arXiv 2408.15664): raise the bias of experts with less than the mean load.
+
+    Args:
+        bias: float32 [E], `e_score_correction_bias`, changed in place.
+        load: float or int [E], tokens each expert took in the step.
+        rate: size of one correction.
+    """
+    load = load.to(bias.dtype)
+    with torch.no_grad():
+        bias.add_(torch.sign(load.mean() - load), alpha=rate)

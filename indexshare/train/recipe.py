@@ -1,0 +1,147 @@
+"""A training run as data: the model, its text, its stages. Recipes are Python functions that return one."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from indexshare.config.model import ModelConfig
+from indexshare.config.share_plan import SharePlan
+from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
+from indexshare.train.corpus import Document, Split, TextFolder, TokenCorpus, read_folder, split_documents
+from indexshare.train.data import Mixture, PackedText, RetrievalTasks
+from indexshare.train.stages import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A full training run.
+
+    Attributes:
+        name: of the run and of the model it makes.
+        model: the final configuration; stages may train it with more Full layers before.
+        text: the training text.
+        stages: in order; names are unique.
+        seed: of the initial weights and of all data order.
+        dtype: of the model's parameters and products; float32 master copies are kept in any case.
+        held_out_windows: rows of held-out text in each evaluation.
+        evaluate_every: updates between evaluations.
+    """
+
+    name: str
+    model: ModelConfig
+    text: TextFolder
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    held_out_windows: int = 32
+    evaluate_every: int = 50
+
+    def __post_init__(self) -> None:
+        names = [stage.name for stage in self.stages]
+        if not names or len(set(names)) != len(names):
+            raise ValueError(f"recipe {self.name!r} has stages {names}; expected one or more, with unique names")
+        for stage in self.stages:
+            if stage.sequence_length > self.model.max_position_embeddings:
+                raise ValueError(
+                    f"stage {stage.name!r} has rows of {stage.sequence_length} tokens; the model's context is "
+                    f"{self.model.max_position_embeddings}"
+                )
+
+    def stage_model(self, stage: Stage) -> ModelConfig:
+        """The model's configuration in a stage: the stage's share plan, or every layer Full."""
+        plan = stage.plan or SharePlan.all_full(self.model.num_hidden_layers)
+        return self.model.replace(indexer_types=plan.types)
+
+    def scaled(self, part: float) -> Recipe:
+        """The same run with a part of the tokens of every stage: for trying it out."""
+        return replace(self, stages=tuple(stage.scaled(part) for stage in self.stages))
+
+
+@dataclass(kw_only=True)
+class PreparedData:
+    """What a recipe's text became: tokenizer, token files, and how files were split."""
+
+    tokenizer: Tokenizer
+    train: TokenCorpus
+    held_out: TokenCorpus
+    documents: list[Document] = field(repr=False)  # held out
+    summary: dict[str, int | float | str]
+
+    def mixture(self, stage: Stage, seed: int) -> Mixture:
+        """The stage's stream of batches."""
+        sources = {
+            "text": PackedText(self.train, seed=seed),
+            "retrieval": RetrievalTasks(self.tokenizer, seed=seed + 1),
+        }
+        unknown = set(stage.mixture) - set(sources)
+        if unknown:
+            raise ValueError(f"stage {stage.name!r} mixes unknown sources {sorted(unknown)}; known: {sorted(sources)}")
+        return Mixture({name: sources[name] for name in stage.mixture}, stage.mixture, seed=seed)
+
+
+def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
+    """Read and split the text, train the tokenizer (once), and write the token files.
+
+    Args:
+        recipe: the run.
+        directory: where tokenizer and token files are kept; they are reused if the data is the same.
+    """
+    folder = Path(directory)
+    split = split_documents(read_folder(recipe.text), recipe.text.held_out)
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = Tokenizer.load(folder)
+    else:
+        tokenizer = train_bpe((d.text for d in split.train), recipe.model.vocab_size, SPECIAL_TOKENS)
+        tokenizer.save(folder)
+    if tokenizer.vocab_size > recipe.model.vocab_size:
+        raise ValueError(
+            f"the tokenizer in {folder} has {tokenizer.vocab_size} entries, the model {recipe.model.vocab_size}; "
+            "delete the folder to train another"
+        )
+    train = TokenCorpus.build(split.train, tokenizer, folder / "train.bin")
+    held_out = TokenCorpus.build(split.held_out, tokenizer, folder / "held_out.bin")
+    return PreparedData(
+        tokenizer=tokenizer,
+        train=train,
+        held_out=held_out,
+        documents=split.held_out,
+        summary=_summary(split, train, held_out),
+    )
+
+
+def _summary(split: Split, train: TokenCorpus, held_out: TokenCorpus) -> dict[str, int | float | str]:
+    return {
+        "data_hash": train.data_hash,
+        "held_out_hash": held_out.data_hash,
+        "train_files": len(split.train),
+        "train_tokens": len(train),
+        "train_bytes": train.num_bytes,
+        "held_out_files": len(split.held_out),
+        "held_out_tokens": len(held_out),
+        "held_out_bytes": held_out.num_bytes,
+        "equal_files_removed": split.copies,
+        "near_copies_removed": split.near_copies,
+    }
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Run the function `recipe` of a Python file.
+
+    Raises:
+        ValueError: no such file, or it has no function `recipe` that returns a Recipe.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"no recipe file {file}; give a Python file with a function `recipe`")
+    spec = importlib.util.spec_from_file_location(f"indexshare_recipe_{file.stem}", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    make = getattr(module, "recipe", None)
+    result = make() if callable(make) else None
+    if not isinstance(result, Recipe):
+        raise ValueError(f"{file} has no function `recipe` that returns a Recipe")
+    return result

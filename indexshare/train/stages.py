@@ -1,0 +1,120 @@
+"""The stages of a training run: what differs between them, and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from indexshare.config.share_plan import SharePlan
+from indexshare.train.optim import OptimConfig, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of a run. Use `pretrain`, `indexer_warmup`, `sparse` and `index_share` to make the usual ones.
+
+    Attributes:
+        name: shown in progress and metrics; unique in a recipe.
+        tokens: input tokens of the stage; rounded up to whole updates.
+        sequence_length: input tokens per row.
+        batch_tokens: input tokens per update.
+        micro_tokens: input tokens per forward pass; smaller costs time, larger memory.
+        mixture: source name -> weight (`text` and `retrieval`).
+        attention: `full` attends to all earlier tokens; `sparse` to each layer's selection.
+        trains: `all` parameters, or the `indexer` alone.
+        indexer_loss: KL of indexers to attention over `all` earlier tokens, over the `selected` ones, or `none`.
+        indexer_weight: factor of that loss; with AdamW it matters only against clipping.
+        plan: Full and Shared layers; None leaves every layer Full. Surplus indexers are dropped at the start.
+        mtp_weight: factor of the draft layer's loss; 0 leaves the draft layer out.
+        mtp_steps: draft steps trained.
+        mtp_from: part of the stage after which the draft loss begins (it costs time, and learns fast).
+        optim: learning rates and the like.
+        schedule: of the learning rates over the stage.
+        balance_rate: step of the experts' correction bias after each update; 0 leaves it alone.
+    """
+
+    name: str
+    tokens: int
+    sequence_length: int
+    batch_tokens: int
+    micro_tokens: int = 8192
+    mixture: dict[str, float] = field(default_factory=lambda: {"text": 0.95, "retrieval": 0.05})
+    attention: Literal["full", "sparse"] = "full"
+    trains: Literal["all", "indexer"] = "all"
+    indexer_loss: Literal["none", "all", "selected"] = "none"
+    indexer_weight: float = 1.0
+    plan: SharePlan | None = None
+    mtp_weight: float = 0.0
+    mtp_steps: int = 1
+    mtp_from: float = 0.0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    schedule: Schedule = field(default_factory=Schedule)
+    balance_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "sequence_length", "batch_tokens", "micro_tokens", "mtp_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"stage {self.name!r}: {name} is {getattr(self, name)}; expected at least 1")
+        if self.batch_tokens % self.sequence_length:
+            raise ValueError(
+                f"stage {self.name!r}: batch_tokens {self.batch_tokens} is not a whole number of rows of "
+                f"{self.sequence_length} tokens"
+            )
+        if self.trains == "indexer" and self.indexer_loss == "none":
+            raise ValueError(f"stage {self.name!r} trains the indexer alone but has no indexer loss")
+
+    @property
+    def rows(self) -> int:
+        """Rows per update."""
+        return self.batch_tokens // self.sequence_length
+
+    @property
+    def micro_rows(self) -> int:
+        """Rows per forward pass."""
+        return max(1, min(self.rows, self.micro_tokens // self.sequence_length))
+
+    @property
+    def steps(self) -> int:
+        """Updates in the stage."""
+        return -(-self.tokens // self.batch_tokens)
+
+    def trains_draft(self, step: int) -> bool:
+        """Whether the draft loss is on at this update."""
+        return self.mtp_weight > 0 and self.trains == "all" and step >= self.mtp_from * self.steps
+
+    def scaled(self, part: float) -> Stage:
+        """The same stage with a part of its tokens, at least one update: for trying a recipe out."""
+        return replace(self, tokens=max(self.batch_tokens, int(self.tokens * part)))
+
+
+def pretrain(**settings: Any) -> Stage:
+    """Full attention; the model learns the language. Indexers are idle."""
+    return Stage(**({"name": "pretrain"} | settings))
+
+
+def indexer_warmup(**settings: Any) -> Stage:
+    """Full attention; only indexers learn, from the attention over all earlier tokens. Every layer is Full."""
+    defaults: dict[str, Any] = {
+        "name": "indexer_warmup",
+        "trains": "indexer",
+        "indexer_loss": "all",
+        "balance_rate": 0.0,
+        "schedule": Schedule(kind="cosine", warmup=0.05),
+    }
+    return Stage(**(defaults | settings))
+
+
+def sparse(**settings: Any) -> Stage:
+    """Top-k attention with every layer Full: the model learns from text, indexers from the selected tokens."""
+    return Stage(**({"name": "sparse", "attention": "sparse", "indexer_loss": "selected"} | settings))
+
+
+def index_share(plan: SharePlan, **settings: Any) -> Stage:
+    """Top-k attention under the final share plan, at longer context."""
+    defaults: dict[str, Any] = {
+        "name": "index_share",
+        "attention": "sparse",
+        "indexer_loss": "selected",
+        "plan": plan,
+    }
+    return Stage(**(defaults | settings))

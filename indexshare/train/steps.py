@@ -1,0 +1,212 @@
+"""One update's worth of losses: the batch in micro-batches, each through the trunk and the draft layer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from indexshare import ops
+from indexshare.cache.view import InFlightView
+from indexshare.model.glm import GlmMoeDsa
+from indexshare.model.moe import MoE
+from indexshare.model.observe import AttentionRecord, Observer
+from indexshare.model.selection import FULL_ATTENTION, dense_rows
+from indexshare.train.objectives import next_token_loss, shifted_targets, update_expert_bias
+from indexshare.train.optim import MixedOptimizer
+from indexshare.train.stages import Stage
+
+
+class TrainingObserver(Observer):
+    """Collects expert loads, and the indexers' losses where the stage has one.
+
+    Every Full layer's indexer learns from that layer's own attention. (A loss over all the layers an indexer
+    serves would be collected here too: records carry `source`.)
+
+    Attributes:
+        indexer_loss: sum over Full layers and rows, a float32 scalar with a graph, or None.
+        indexer_rows: how many (layer, row) pairs it sums.
+        loads: layer -> int64 [experts], tokens taken.
+    """
+
+    def __init__(self, stage: Stage, num_experts: int) -> None:
+        self.wants_attention = stage.indexer_loss != "none"
+        self._all_keys = stage.indexer_loss == "all"
+        self._num_experts = num_experts
+        self.indexer_loss: Tensor | None = None
+        self.indexer_rows = 0
+        self.loads: dict[int, Tensor] = {}
+
+    def attention(self, record: AttentionRecord) -> None:
+        """Add the loss of a Full layer's indexer."""
+        if record.index is None:
+            return
+        groups = self._groups(record)
+        index = record.index
+        loss = ops.indexer_kl(index.q, index.weights, index.keys, record.queries, record.latents, groups, record.scale)
+        self.indexer_loss = loss if self.indexer_loss is None else self.indexer_loss + loss
+        self.indexer_rows += sum(group.rows.numel() for group in groups)
+
+    def _groups(self, record: AttentionRecord) -> list[ops.KLRows]:
+        """Candidates of each query: everything before it, or its selection where it has one."""
+        groups, device = [], record.latents.device
+        for span in record.view.spans:
+            count = span.length if self._all_keys else dense_rows(span, record.selection.limit)
+            if count:
+                rows = torch.arange(span.start, span.start + count, device=device)
+                groups.append(ops.KLRows(rows, first=span.start))
+        if not self._all_keys and record.selection.num_rows:
+            groups.append(ops.KLRows(record.selection.rows, slots=record.selection.slots))
+        return groups
+
+    def routing(self, layer: int, expert_ids: Tensor) -> None:
+        """Count the tokens of each expert."""
+        count = torch.bincount(expert_ids.flatten(), minlength=self._num_experts)
+        self.loads[layer] = self.loads[layer] + count if layer in self.loads else count
+
+
+def draft_losses(
+    model: GlmMoeDsa, tokens: Tensor, hidden: Tensor, view: InFlightView, steps: int, *, below: int, observer: Observer
+) -> list[Tensor]:
+    """Cross-entropy of each draft step, summed over positions, of one micro-batch.
+
+    Slot i holds (embedding of token i + 1, hidden i) and predicts token i + 2; step j uses the embedding of token
+    i + j and predicts token i + j + 1. Trunk states, embeddings and head are constants here: the draft layer alone
+    learns. (A total-variation loss against the trunk's own distribution would take this function's place.)
+
+    Args:
+        tokens: int64 [B, S + 1]; hidden: [B * S, H] from the trunk; view: the trunk's.
+        steps: draft steps.
+        below: as in `model.trunk`.
+        observer: as in `model.trunk`.
+    """
+    if model.mtp is None:
+        raise ValueError("the stage trains the draft layer, but the model has none (num_nextn_predict_layers)")
+    table, head = model.embed_tokens.weight.detach(), model.lm_head.weight.detach()
+    losses, state = [], None
+    for step in range(1, steps + 1):
+        ahead = shifted_targets(tokens, step).clamp(min=0)  # beyond the end: any token, its target is ignored
+        embeddings = torch.nn.functional.embedding(ahead, table)
+        if state is None:
+            state = model.mtp(embeddings, hidden.detach(), view, full_attention_below=below, observer=observer)
+        else:
+            state = model.mtp.step(embeddings, state, view, step)
+        losses.append(next_token_loss(state.hidden, head, shifted_targets(tokens, step + 1), count=1))
+    return losses
+
+
+@dataclass(kw_only=True)
+class _Share:
+    """What one micro-batch adds to an update."""
+
+    grads: tuple[Tensor | None, ...]
+    sums: dict[str, float]
+    loads: dict[int, Tensor]
+
+
+class Workers:
+    """Threads that run micro-batches side by side, each with one compute thread.
+
+    On a few cores this beats splitting every small product over the cores: nothing waits at a barrier, and other
+    programs on the machine slow it down in proportion only. Shares are added in the order of the micro-batches, so
+    the result does not depend on the number of workers.
+
+    Args:
+        count: micro-batches at a time; 1 runs them in the calling thread with all compute threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"{count} workers; expected at least 1")
+        start = partial(torch.set_num_threads, 1)
+        self._pool = ThreadPoolExecutor(count, initializer=start) if count > 1 else None
+
+    def map(self, function: Callable[[Tensor], _Share], items: Sequence[Tensor]) -> Iterable[_Share]:
+        """Results in order."""
+        return map(function, items) if self._pool is None else self._pool.map(function, items)
+
+
+def train_batch(
+    model: GlmMoeDsa,
+    optimizer: MixedOptimizer,
+    stage: Stage,
+    batch: Tensor,
+    stage_step: int,
+    workers: Workers | None = None,
+) -> dict[str, float]:
+    """Gradients of one update, summed in the optimizer's masters, and the experts' bias update.
+
+    Args:
+        model: in training mode; optimizer: over its trainable parameters.
+        stage: losses and their weights.
+        batch: int64 [B, S + 1].
+        stage_step: updates made in the stage so far.
+        workers: run micro-batches side by side.
+
+    Returns:
+        `loss` (what the stage optimises first: next-token, or the indexers' in a warm-up), and where they apply
+        `draft_loss`, `indexer_loss` (nats) and `load_imbalance` (largest expert load over the mean, worst layer).
+    """
+    sums: dict[str, float] = defaultdict(float)
+    loads: dict[int, Tensor] = {}
+    drafts = stage.trains_draft(stage_step)
+    job = partial(_micro_batch, model, optimizer.parameters, stage, batch.shape[0], drafts)
+    for share in (workers or Workers(1)).map(job, batch.split(stage.micro_rows)):
+        optimizer.accumulate(share.grads)
+        for key, value in share.sums.items():
+            sums[key] += value
+        for layer, load in share.loads.items():
+            loads[layer] = loads[layer] + load if layer in loads else load
+    if loads:
+        sums["load_imbalance"] = max(float(load.max() / load.float().mean()) for load in loads.values())
+        if stage.balance_rate > 0:
+            balance(model, loads, stage.balance_rate)
+    if stage.trains == "indexer":
+        sums["loss"] = sums["indexer_loss"]
+    return dict(sums)
+
+
+def _micro_batch(
+    model: GlmMoeDsa, parameters: list[Tensor], stage: Stage, batch_rows: int, drafts: bool, tokens: Tensor
+) -> _Share:
+    """Forward and backward of one micro-batch: its share of each mean over the batch, and of the gradient."""
+    rows, length = tokens.shape[0], tokens.shape[1] - 1
+    sums: dict[str, float] = {}
+    terms = []
+    observer = TrainingObserver(stage, model.config.n_routed_experts)
+    view = InFlightView([length] * rows, tokens.device)
+    below = FULL_ATTENTION if stage.attention == "full" else 0
+    hidden = model.trunk(tokens[:, :-1].reshape(-1), view, full_attention_below=below, observer=observer)
+    if stage.trains == "all":
+        loss = next_token_loss(hidden, model.lm_head.weight, shifted_targets(tokens, 1), count=batch_rows * length)
+        sums["loss"] = float(loss.detach())
+        terms.append(loss)
+    if drafts or (stage.trains == "indexer" and model.mtp is not None):
+        steps = stage.mtp_steps if drafts else 1
+        parts = draft_losses(model, tokens, hidden, view, steps, below=below, observer=observer)
+        if drafts:
+            means = [part / (batch_rows * (length - j)) for j, part in enumerate(parts, start=1)]
+            draft = torch.stack(means).mean()
+            sums["draft_loss"] = float(draft.detach())
+            terms.append(stage.mtp_weight * draft)
+    if observer.indexer_loss is not None:
+        layers = observer.indexer_rows / (rows * length)
+        indexer = observer.indexer_loss / (layers * batch_rows * length)
+        sums["indexer_loss"] = float(indexer.detach())
+        terms.append(stage.indexer_weight * indexer)
+    grads = torch.autograd.grad(torch.stack(terms).sum(), parameters, allow_unused=True)
+    return _Share(grads=grads, sums=sums, loads=observer.loads)
+
+
+def balance(model: GlmMoeDsa, loads: dict[int, Tensor], rate: float) -> None:
+    """Move each layer's expert correction bias against its load; the draft layer is `num_hidden_layers`."""
+    for index, load in loads.items():
+        draft = index == model.config.num_hidden_layers
+        layer = model.mtp.layer if draft and model.mtp is not None else model.layers[index]
+        assert isinstance(layer.mlp, MoE)
+        update_expert_bias(layer.mlp.gate.e_score_correction_bias, load, rate)
