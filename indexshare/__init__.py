@@ -1,0 +1,52 @@
+"""GLM-5.2's sparse attention with a shared index: model, checkpoints, caches, engine and training.
+
+The public names below are loaded when first used, so that `import indexshare.config` (and the other rooms of
+plain Python) works, and is fast, without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "LLM": "indexshare.engine.llm",
+    "SamplingParams": "indexshare.engine.request",
+    "load_model": "indexshare.model.weights",
+    "save_model": "indexshare.model.weights",
+    "GlmMoeDsa": "indexshare.model.glm",
+    "ModelConfig": "indexshare.config.model",
+    "SharePlan": "indexshare.config.share_plan",
+}
+
+__all__ = [
+    "LLM",
+    "GlmMoeDsa",
+    "ModelConfig",
+    "SamplingParams",
+    "SharePlan",
+    "__version__",
+    "load_model",
+    "save_model",
+]
+
+if TYPE_CHECKING:
+    from indexshare.config.model import ModelConfig
+    from indexshare.config.share_plan import SharePlan
+    from indexshare.engine.llm import LLM
+    from indexshare.engine.request import SamplingParams
+    from indexshare.model.glm import GlmMoeDsa
+    from indexshare.model.weights import load_model, save_model
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its room the first time it is asked for."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(set(globals()) | set(__all__))

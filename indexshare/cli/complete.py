@@ -1,0 +1,139 @@
+"""`indexshare complete`: continue a source file with a whole source tree as context."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from indexshare.cli.completion import ModelOptions, SamplingOptions, as_json, report_cost, stream
+from indexshare.cli.output import note, print_json
+
+if TYPE_CHECKING:
+    from indexshare.engine.completion_context import PackedContext
+    from indexshare.engine.source_tree import Cursor, SkippedFile
+    from indexshare.tokenizer import Tokenizer
+
+DEFAULT_CONTEXT_TOKENS = 16_384
+_SHOWN_SKIPS = 8
+
+
+def complete(
+    place: Annotated[str, Parameter(name="file")],
+    /,
+    *,
+    context: Annotated[Path | None, Parameter(name=["--context", "-c"])] = None,
+    max_context_tokens: int | None = None,
+    model_options: ModelOptions | None = None,
+    sampling: SamplingOptions | None = None,
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Complete source code at a cursor, with a source tree in the context.
+
+    The continuation is printed as it is made, then what it cost (on standard error). The files most relevant
+    to the text before the cursor are nearest to it; what does not fit is left out. Text after the cursor is
+    not used.
+
+    Parameters
+    ----------
+    place
+        FILE, FILE:LINE or FILE:LINE:COLUMN, counted from 1. Without a line, the end of the file's text;
+        without a column, the end of the line.
+    context
+        Folder whose text files are put into the context. The file's own folder unless given.
+    max_context_tokens
+        Most tokens of context: 16,384, or what the model has room for, unless given.
+    json
+        Print one JSON object instead: the text, the files in the context, and the cost.
+    """
+    from indexshare.engine.source_tree import read_cursor
+
+    options, sampling = model_options or ModelOptions(), sampling or SamplingOptions()
+    params = sampling.params()
+    cursor = read_cursor(place)
+    tokenizer = options.tokenizer()
+    budget = _budget(max_context_tokens, options, sampling.max_tokens)
+    packed = _pack(cursor, cursor.path.parent if context is None else context, tokenizer, budget)
+    prompt = encode_context(packed, tokenizer)
+    if not json:
+        _announce(cursor, packed)
+    llm = options.load(tokenizer, cache_tokens=len(prompt) + sampling.max_tokens)
+    output = stream(llm, prompt, params, quiet=json)
+    if json:
+        where = {"file": str(cursor.path), "line": cursor.line, "column": cursor.column}
+        files = {
+            "files": [asdict(entry) for entry in packed.files],
+            "left_out": list(packed.left_out),
+            "skipped": [asdict(entry) for entry in packed.skipped],
+        }
+        print_json({"model": options.model} | where | as_json(output) | files)
+    else:
+        described = f"{output.stats.prompt_tokens:,} tokens of context from {len(packed.files)} files"
+        report_cost(output.stats, context=described)
+
+
+def encode_context(packed: PackedContext, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of a packed context: the end-of-text token between files, as in training, none at the end.
+
+    Names of special tokens inside the files stay ordinary text.
+    """
+    separator = _separator(tokenizer)
+    pieces = tokenizer.encode_batch(packed.pieces, parse_special=False)
+    return [token for n, ids in enumerate(pieces) for token in ((separator if n else []) + ids)]
+
+
+def _separator(tokenizer: Tokenizer) -> list[int]:
+    return list(tokenizer.eos_ids[:1])
+
+
+def _budget(wanted: int | None, options: ModelOptions, max_tokens: int) -> int:
+    """Tokens for the context; ValueError when the model has no room for what was asked."""
+    room = options.context() - max_tokens
+    if room < 1 or (wanted is not None and not 1 <= wanted <= room):
+        asked = f"--max-context-tokens is {wanted}" if room >= 1 else f"--max-tokens is {max_tokens}"
+        raise ValueError(
+            f"{asked}; the model {options.model} holds {options.context()} tokens, context and completion "
+            f"together{f', which leaves 1 to {room} for the context' if room >= 1 else ''}"
+        )
+    return min(DEFAULT_CONTEXT_TOKENS, room) if wanted is None else wanted
+
+
+def _pack(cursor: Cursor, root: Path, tokenizer: Tokenizer, budget: int) -> PackedContext:
+    from indexshare.engine.completion_context import pack_context
+    from indexshare.engine.source_tree import read_tree
+    from indexshare.tokenizer import file_header
+
+    tree = read_tree(root)
+    return pack_context(
+        tree.files,
+        target_name=tree.name_of(cursor.path),
+        before_cursor=cursor.before,
+        budget=budget,
+        count_tokens=lambda text: len(tokenizer.encode(text, parse_special=False)),
+        header=file_header,
+        separator_tokens=len(_separator(tokenizer)),
+        skipped=tree.skipped,
+    )
+
+
+def _announce(cursor: Cursor, packed: PackedContext) -> None:
+    """Before the long work: what is in the context and what is not."""
+    cut = packed.files[0]
+    note(
+        f"{cursor.path}:{cursor.line}:{cursor.column}: {packed.tokens:,} tokens of context, "
+        f"{len(packed.files)} files, {len(packed.left_out)} left out for lack of room"
+        + (f", {cut.name} cut to {cut.lines} of {cut.total_lines} lines" if cut.lines < cut.total_lines else "")
+    )
+    for line in _skip_lines(packed.skipped):
+        note(line)
+
+
+def _skip_lines(skipped: tuple[SkippedFile, ...]) -> list[str]:
+    """What could not be read; hidden, generated and empty entries are not worth a line each."""
+    unread = [entry for entry in skipped if not entry.routine]
+    lines = [f"skipped {entry.name}: {entry.reason}" for entry in unread[:_SHOWN_SKIPS]]
+    if len(unread) > _SHOWN_SKIPS:
+        lines.append(f"skipped {len(unread) - _SHOWN_SKIPS} more (all of them with --json)")
+    return lines

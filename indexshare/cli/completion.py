@@ -1,0 +1,226 @@
+"""What `generate` and `complete` have in common: options, streaming, progress, and the cost."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from indexshare.cli.machine import peak_memory_bytes
+from indexshare.cli.output import console, note, size, write
+
+if TYPE_CHECKING:
+    from indexshare.engine.llm import LLM
+    from indexshare.engine.request import CompletionOutput, RequestStats, SamplingParams
+    from indexshare.tokenizer import Tokenizer
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class ModelOptions:
+    """Which model, and how it runs.
+
+    Parameters
+    ----------
+    model
+        Name of a shipped model, or a model directory.
+    dtype
+        Type of the weights in memory: float32 or bfloat16. As stored unless given.
+    device
+        Where to run: cpu, cuda, cuda:1, ...
+    full_attention_below
+        Contexts up to this many tokens are attended in full instead of sparsely.
+    threads
+        CPU threads to use. All cores unless given.
+    """
+
+    model: Annotated[str, Parameter(name=["--model", "-m"])] = "nano"
+    dtype: str | None = None
+    device: str = "cpu"
+    full_attention_below: int = 0
+    threads: int | None = None
+
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer; ValueError when the model is unknown or has none."""
+        from indexshare.config.shipped import model_directory
+        from indexshare.tokenizer import Tokenizer
+
+        return Tokenizer.load(model_directory(self.model))
+
+    def context(self) -> int:
+        """Tokens that the model was made for."""
+        from indexshare.config.model import ModelConfig
+        from indexshare.config.shipped import model_directory
+
+        return ModelConfig.load(model_directory(self.model)).max_position_embeddings
+
+    def load(self, tokenizer: Tokenizer, *, cache_tokens: int | None = None) -> LLM:
+        """The engine around the model, with room for `cache_tokens` tokens (or the engine's choice)."""
+        from indexshare.engine.llm import LLM
+
+        check_device(self.device)
+        return LLM(
+            self.model,
+            tokenizer=tokenizer,
+            dtype=self.dtype,
+            device=self.device,
+            cache_tokens=cache_tokens,
+            full_attention_below=self.full_attention_below,
+            threads=self.threads,
+        )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """How tokens are chosen.
+
+    Parameters
+    ----------
+    max_tokens
+        Most tokens to generate.
+    temperature
+        0 takes the most likely token each time; 1 samples the model's own distribution.
+    top_p
+        Sample from the most likely tokens whose probabilities reach this sum.
+    top_k
+        Sample from this many most likely tokens; 0 means all.
+    min_p
+        Leave out tokens less likely than this fraction of the most likely one.
+    seed
+        Makes sampling repeatable.
+    stop
+        Text that ends the completion; may be given several times.
+    """
+
+    max_tokens: Annotated[int, Parameter(name=["--max-tokens", "-n"])] = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+
+    def params(self) -> SamplingParams:
+        """The engine's form of these options; ValueError when one is out of range."""
+        from indexshare.engine.request import SamplingParams
+
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=self.seed,
+            stop=self.stop,
+        )
+
+
+def check_device(name: str) -> None:
+    """Refuse (ValueError) a device that torch does not know or that this machine does not have."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device is {name!r}; expected cpu, cuda, or cuda and a number (cuda:1)")
+    there = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= there:
+        raise ValueError(f"--device is {name!r}, but torch sees {there} CUDA devices; use cpu")
+
+
+class ReadingBar(AbstractContextManager["ReadingBar"]):
+    """A bar on standard error while the prompt is read, gone when the first token comes; terminals only."""
+
+    def __init__(self) -> None:
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        out = console(stderr=True)
+        self._progress = Progress(
+            TextColumn("reading"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens, {task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=out,
+            transient=True,
+            disable=not out.is_terminal,
+        )
+        self._task = self._progress.add_task("", total=1, rate="")
+        self._began = time.perf_counter()
+
+    def __enter__(self) -> ReadingBar:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show that `done` of `total` prompt tokens are read."""
+        rate = done / max(time.perf_counter() - self._began, 1e-9)
+        self._progress.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} tokens/s")
+        if done == total:
+            self.stop()
+
+    def stop(self) -> None:
+        """Remove the bar; harmless when it is gone already."""
+        self._progress.stop()
+
+
+def stream(llm: LLM, prompt: str | list[int], params: SamplingParams, *, quiet: bool = False) -> CompletionOutput:
+    """Complete one prompt, writing the text to standard output as it is made unless `quiet`.
+
+    Closing down on Ctrl+C leaves the terminal on a fresh line and the cache blocks free.
+    """
+    output, shown = None, ""
+    bar: AbstractContextManager[Any] = nullcontext() if quiet else ReadingBar()
+    with bar as reading:
+        on_prefill: Callable[[int, int], None] | None = reading
+        for chunk in llm.stream(prompt, params, on_prefill=on_prefill):
+            if chunk.text and not quiet:
+                if not shown and reading is not None:
+                    reading.stop()
+                write(chunk.text)
+                shown = chunk.text
+            output = chunk.output
+    assert output is not None, "the last chunk carries the output"
+    if not quiet and not shown.endswith("\n"):
+        write("\n")
+    return output
+
+
+def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
+    """What a completion cost, in two lines; `context` describes the prompt."""
+    passes = stats.index_passes_run + stats.index_passes_saved
+    saved = f" ({stats.index_passes_saved / passes:.0%} saved)" if passes else ""
+    return [
+        f"{context}; prefill {stats.prefill_s:.1f} s, {stats.prefill_tokens_per_s:,.0f} tokens/s; "
+        f"{stats.completion_tokens:,} tokens written, {stats.decode_tokens_per_s:,.1f} tokens/s",
+        f"index passes {stats.index_passes_run:,} run, {stats.index_passes_saved:,} spared{saved}; "
+        f"{stats.share_attended:.1%} of tokens attended; peak memory {size(peak_memory_bytes())}",
+    ]
+
+
+def report_cost(stats: RequestStats, *, context: str) -> None:
+    """Write `cost_lines` to standard error, set off from the text on a terminal."""
+    if sys.stdout.isatty() and sys.stderr.isatty():
+        note("")
+    for line in cost_lines(stats, context=context):
+        note(line)
+
+
+def as_json(output: CompletionOutput) -> dict[str, Any]:
+    """A completion as plain values."""
+    return {
+        "text": output.text,
+        "token_ids": output.token_ids,
+        "finish_reason": output.finish_reason,
+        "stats": output.stats.to_dict() | {"peak_memory_bytes": peak_memory_bytes()},
+    }

@@ -1,0 +1,153 @@
+"""`indexshare info`: what a model is, counted from its configuration; nothing is allocated."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from indexshare.cli.output import console, count, print_json, print_lines, print_pairs, print_table, size
+from indexshare.config.model import ModelConfig
+from indexshare.config.presets import PRESETS, preset
+from indexshare.config.shipped import model_directory, shipped_models
+from indexshare.planner.memory import cache_bytes, count_parameters
+
+_CACHE_DTYPES = {"float32": 4, "bfloat16": 2}
+
+
+def info(model: str, /, *, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Show layers, index sharing, parameters and cache size of a model, without loading it.
+
+    Parameters
+    ----------
+    model
+        Name of a shipped model or of a preset (such as glm-5.2), or a model directory.
+    json
+        Print one JSON object instead of tables.
+    """
+    config, source = find_config(model)
+    facts = describe(config, source)
+    if json:
+        print_json(facts)
+    else:
+        _show(model, config, facts)
+
+
+def find_config(model: str) -> tuple[ModelConfig, str]:
+    """Configuration of a shipped model, a directory or a preset (in this order), and which of them it is.
+
+    Raises:
+        ValueError: none of them; the nearest name is given.
+    """
+    shipped = shipped_models()
+    if model in shipped:
+        return ModelConfig.load(shipped[model]), "shipped model"
+    if Path(model).exists():
+        return ModelConfig.load(model_directory(model)), "directory"
+    if model in PRESETS:
+        return preset(model), "preset"
+    names = sorted({*shipped, *PRESETS})
+    near = difflib.get_close_matches(model.lower(), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no model {model!r}: not a directory, nor one of {', '.join(names)}{hint}")
+
+
+def describe(config: ModelConfig, source: str) -> dict[str, Any]:
+    """Everything that `info` reports, as plain values. Bytes are bytes; counts are exact."""
+    parameters, plan = count_parameters(config), config.share_plan
+    parts = (
+        "embedding",
+        "head",
+        "attention",
+        "indexer",
+        "dense_mlp",
+        "experts",
+        "shared_experts",
+        "router",
+        "norms",
+    )
+    caches = {}
+    for dtype, width in _CACHE_DTYPES.items():
+        trunk, draft = cache_bytes(config, width), cache_bytes(config, width, draft=True)
+        caches[dtype] = {
+            "latents": trunk.latents,
+            "index_keys": trunk.index_keys,
+            "total": trunk.total,
+            "total_with_draft": draft.total if config.num_nextn_predict_layers else None,
+            "at_full_context": trunk.total * config.max_position_embeddings,
+        }
+    return {
+        "model_type": config.model_type,
+        "source": source,
+        "dtype": config.dtype,
+        "vocabulary": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "context": config.max_position_embeddings,
+        "layers": config.num_hidden_layers,
+        "pattern": plan.pattern,
+        "full_layers": list(plan.full_layers),
+        "dense_layers": [n for n in range(config.num_hidden_layers) if not config.is_moe(n)],
+        "index_topk": config.index_topk,
+        "attention_heads": config.num_attention_heads,
+        "index_heads": config.index_n_heads,
+        "routed_experts": config.n_routed_experts,
+        "experts_per_token": config.num_experts_per_tok,
+        "shared_experts": config.n_shared_experts,
+        "draft_layers": config.num_nextn_predict_layers,
+        "parameters": {
+            "total": parameters.total,
+            "trunk": parameters.trunk,
+            "draft": parameters.draft,
+            "active": parameters.active,
+            "parts": {name: getattr(parameters, name) for name in parts},
+        },
+        "cache_bytes_per_token": caches,
+    }
+
+
+def _show(model: str, config: ModelConfig, facts: dict[str, Any]) -> None:
+    out, parameters = console(), facts["parameters"]
+    full, layers = len(facts["full_layers"]), facts["layers"]
+    draft = "one, with an indexer of its own" if config.num_nextn_predict_layers else "none"
+    print_pairs(
+        f"{model} ({facts['source']}, {config.model_type})",
+        [
+            ("parameters", count(parameters["total"])),
+            ("  active per token", count(parameters["active"])),
+            ("  draft layer", count(parameters["draft"]) if parameters["draft"] else "none"),
+            ("context", f"{config.max_position_embeddings:,} tokens"),
+            ("layers", f"{layers}: {full} Full (run an indexer), {layers - full} Shared (reuse its choice)"),
+            ("draft layer", draft),
+            ("attention", f"{config.num_attention_heads} heads, top {config.index_topk:,} tokens per query"),
+            ("experts", f"{config.n_routed_experts}, {config.num_experts_per_tok} per token, "
+                        f"{config.n_shared_experts} shared"),
+            ("hidden, vocabulary", f"{config.hidden_size:,}, {config.vocab_size:,}"),
+        ],
+        to=out,
+    )  # fmt: skip
+    out.print()
+    print_lines(_picture(config), to=out)
+    out.print()
+    rows = []
+    for dtype, cache in facts["cache_bytes_per_token"].items():
+        with_draft = cache["total_with_draft"]
+        cells = [cache["latents"], cache["index_keys"], cache["total"]]
+        draft_cell = f"{with_draft:,}" if with_draft else "-"
+        rows.append([dtype, *[f"{n:,}" for n in cells], draft_cell, size(cache["at_full_context"])])
+    columns = ["dtype", "latents", "index keys", "total", "with draft layer", "at full context"]
+    print_table("Cache bytes per token", columns, rows, to=out)
+
+
+def _picture(config: ModelConfig, width: int = 52) -> list[str]:
+    """The stack as letters, a line per `width` layers: F Full or S Shared above d dense or e experts."""
+    sharing = config.share_plan.pattern
+    mlps = "".join("e" if config.is_moe(layer) else "d" for layer in range(config.num_hidden_layers))
+    lines = ["Layers: F runs an indexer, S shares the last one's choice; d dense MLP, e experts"]
+    for first in range(0, len(sharing), width):
+        last = min(first + width, len(sharing))
+        draft = last == len(sharing) and config.num_nextn_predict_layers
+        lines.append(f"{first:>4}  {sharing[first:last]}" + ("  F draft layer" if draft else ""))
+        lines.append(f"      {mlps[first:last]}" + ("  e" if draft else ""))
+    return lines

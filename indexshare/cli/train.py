@@ -1,0 +1,73 @@
+"""`indexshare train`: run a recipe, from the start or from where it stopped."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from indexshare.cli.output import write
+
+EXIT_STOPPED = 130
+
+
+def train(
+    recipe: Path,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
+    part: float = 1.0,
+    device: str = "cpu",
+    checkpoint_minutes: float = 5.0,
+    tensorboard: Annotated[bool, Parameter(negative="")] = False,
+    quiet: Annotated[bool, Parameter(negative="")] = False,
+) -> int:
+    """Train a model by a recipe; the same command again goes on where it stopped.
+
+    Ctrl+C writes a checkpoint first. The folder of the finished model is printed on standard output.
+
+    Parameters
+    ----------
+    recipe
+        A Python file with a function `recipe` that returns the run, such as recipes/nano.py.
+    out
+        Folder for tokenizer, token files, metrics, checkpoints and the model: runs/NAME unless given.
+    part
+        Share of each stage's tokens to train on, above 0 and at most 1: to try a recipe out.
+    device
+        Where to train: cpu, cuda, cuda:1, ...
+    checkpoint_minutes
+        Time between checkpoints.
+    tensorboard
+        Also write TensorBoard files (needs the extra `tensorboard`).
+    quiet
+        Show no progress.
+    """
+    from indexshare.cli.completion import check_device
+    from indexshare.train.loop import run
+    from indexshare.train.recipe import load_recipe
+
+    if not 0.0 < part <= 1.0:
+        raise ValueError(f"--part is {part}; expected a share above 0 and at most 1")
+    if not checkpoint_minutes > 0.0:
+        raise ValueError(f"--checkpoint-minutes is {checkpoint_minutes}; expected a time above 0")
+    check_device(device)
+    chosen = load_recipe(recipe)
+    folder = Path("runs") / chosen.name if out is None else out
+    again = ["indexshare", "train", str(recipe), "--out", str(folder)]
+    again += ["--part", str(part)] if part != 1.0 else []
+    model = run(
+        chosen if part == 1.0 else chosen.scaled(part),
+        folder,
+        device=device,
+        checkpoint_minutes=checkpoint_minutes,
+        tensorboard=tensorboard,
+        quiet=quiet,
+        resume_command=shlex.join(again),
+    )
+    if model is None:
+        return EXIT_STOPPED
+    write(f"{model}\n")
+    return 0

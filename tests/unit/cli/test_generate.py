@@ -1,0 +1,210 @@
+"""`generate` and `complete` on a tiny random model: the same text in every form, every mistake refused."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexshare.cli.complete import encode_context
+from indexshare.engine.completion_context import PackedContext, PackedFile
+from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
+
+Run = Callable[..., Any]
+
+
+def test_streamed_text_equals_the_json_text(run: Run, model_dir: Path) -> None:
+    options = ("--model", model_dir, "--max-tokens", 24)
+    streamed = run("generate", "def f(x):", *options)
+    whole = json.loads(run("generate", "def f(x):", *options, "--json").out)
+    (completion,) = whole["completions"]
+    assert streamed.code == 0
+    assert streamed.out.rstrip("\n") == completion["text"].rstrip("\n")
+    assert completion["stats"]["prompt_tokens"] == len(Tokenizer.load(model_dir).encode("def f(x):"))
+    assert completion["stats"]["completion_tokens"] == len(completion["token_ids"])
+    assert "tokens/s" in streamed.err
+    assert "peak memory" in streamed.err
+    assert "tokens/s" not in streamed.out
+
+
+def test_several_prompts_give_what_each_gives_alone(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    options = ("--model", model_dir, "-n", 8, "--json")
+    (tmp_path / "p.txt").write_text("return x")
+    both = json.loads(run("generate", "def f", "--file", tmp_path / "p.txt", *options).out)["completions"]
+    alone = [json.loads(run("generate", p, *options).out)["completions"][0] for p in ("def f", "return x")]
+    assert [c["prompt"] for c in both] == ["def f", "return x"]
+    assert [c["token_ids"] for c in both] == [c["token_ids"] for c in alone]
+    text = run("generate", "def f", "return x", "--model", model_dir, "-n", 8).out
+    assert all(c["text"].strip() in text for c in both)
+
+
+def test_a_prompt_from_standard_input(run: Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Input:
+        buffer = io.BytesIO(b"def f")
+
+    monkeypatch.setattr(sys, "stdin", Input())
+    result = run("generate", "--file", "-", "--model", model_dir, "-n", 2, "--json")
+    assert json.loads(result.out)["completions"][0]["prompt"] == "def f"
+
+
+def test_sampling_options_reach_the_sampler(run: Run, model_dir: Path) -> None:
+    options = ("generate", "def", "--model", model_dir, "-n", 12, "--json", "--temperature", 1.5)
+    seeds = [json.loads(run(*options, "--seed", s).out)["completions"][0]["token_ids"] for s in (1, 1, 2)]
+    assert seeds[0] == seeds[1] != seeds[2]
+    greedy = json.loads(run(*options[:-2]).out)["completions"][0]["token_ids"]
+    for narrow in (("--top-k", 1), ("--top-p", 1e-6), ("--min-p", 1.0)):
+        assert json.loads(run(*options, *narrow).out)["completions"][0]["token_ids"] == greedy
+    text = json.loads(run(*options, "--seed", 1).out)["completions"][0]["text"]
+    middle = text[len(text) // 2 :][:2]
+    stopped = run(*options, "--seed", 1, "--stop", "never seen", "--stop", middle)
+    completion = json.loads(stopped.out)["completions"][0]
+    assert completion["finish_reason"] == "stop"
+    assert completion["text"] == text[: text.index(middle)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "no prompt"),
+        (("x", "--temperature", -1), "temperature is -1"),
+        (("x", "--max-tokens", 0), "max_tokens is 0"),
+        (("x", "--max-tokens", 5000), "context"),
+        (("x", "--model", "nanoo"), "no model 'nanoo'"),
+        (("x", "--dtype", "float7"), "float7"),
+        (("x", "--device", "tpu"), "--device is 'tpu'"),
+        (("x", "--device", "cuda:77"), "CUDA devices"),
+        (("x", "--full-attention-below", -1), "full_attention_below is -1"),
+        (("x", "--threads", 0), "threads is 0"),
+        (("",), "empty"),
+        (("--file", "nothing.txt"), "nothing.txt: No such file"),
+        (("x", "--nonsense"), "nonsense"),
+        (("x", "--top-k", "many"), "many"),
+    ],
+)
+def test_mistakes_are_one_line_and_code_2(
+    run: Run, model_dir: Path, arguments: tuple[object, ...], message: str
+) -> None:
+    model = () if "--model" in arguments else ("--model", model_dir)
+    result = run("generate", *arguments, *model)
+    assert (result.code, result.out) == (2, "")
+    assert result.err.startswith("error: ")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_complete_puts_the_tree_into_the_context(run: Run, model_dir: Path, source_dir: Path) -> None:
+    options = ("--context", source_dir, "--model", model_dir, "-n", 8)
+    place = f"{source_dir / 'main.py'}:4"
+    facts = json.loads(run("complete", place, *options, "--json").out)
+    assert [f["name"] for f in facts["files"]] == ["lib/other.py", "lib/helper.py", "main.py"]
+    reason = "binary (a zero byte near its start)"
+    assert facts["skipped"] == [{"name": "logo.png", "reason": reason, "routine": False}]
+    assert (facts["line"], facts["column"]) == (4, len("def four():") + 1)
+    tokenizer = Tokenizer.load(model_dir)
+    names = [f["name"] for f in facts["files"]]
+    texts = [(source_dir / name).read_text() for name in names[:2]]
+    texts.append("from lib.helper import double\n\n\ndef four():")
+    prompt = [file_header(name) + text for name, text in zip(names, texts, strict=True)]
+    expected = sum(len(tokenizer.encode(piece)) for piece in prompt) + 2
+    assert facts["stats"]["prompt_tokens"] == expected == sum(f["tokens"] for f in facts["files"]) + 2
+    streamed = run("complete", place, *options)
+    assert streamed.out.rstrip("\n") == facts["text"].rstrip("\n")
+    assert "skipped logo.png: binary" in streamed.err
+    assert f"{expected:,} tokens of context from 3 files" in streamed.err
+
+
+def test_complete_holds_its_budget(run: Run, model_dir: Path, source_dir: Path) -> None:
+    options = ("--context", source_dir, "--model", model_dir, "-n", 4, "--json", "--max-context-tokens")
+    for budget in (200, 400, 4092):
+        facts = json.loads(run("complete", source_dir / "main.py", *options, budget).out)
+        assert facts["stats"]["prompt_tokens"] <= budget
+        assert facts["files"][-1]["name"] == "main.py"
+    assert facts["left_out"] == []
+
+
+@pytest.mark.parametrize(
+    ("place", "extra", "message"),
+    [
+        ("missing.py", (), "does not exist"),
+        ("main.py:99", (), "line 99 is outside"),
+        ("main.py:1:99", (), "column 99 is outside"),
+        ("logo.png", (), "cannot be completed: binary"),
+        ("main.py", ("--context", "nowhere"), "nowhere does not exist"),
+        ("main.py", ("--context", "main.py"), "is a file"),
+        ("main.py", ("--context", "empty"), "holds no text files"),
+        ("main.py", ("--max-context-tokens", 5000), "leaves 1 to 4088"),
+        ("main.py", ("--max-context-tokens", 0), "--max-context-tokens is 0"),
+        ("main.py", ("--max-context-tokens", 3), "budget is 3 tokens"),
+        ("main.py", ("--max-tokens", 4096), "--max-tokens is 4096"),
+    ],
+)
+def test_complete_refuses(
+    run: Run,
+    model_dir: Path,
+    source_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    place: str,
+    extra: tuple[object, ...],
+    message: str,
+) -> None:
+    (source_dir / "empty").mkdir()
+    monkeypatch.chdir(source_dir)
+    tokens = () if "--max-tokens" in extra else ("-n", 8)
+    result = run("complete", place, "--model", model_dir, *tokens, *extra)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_names_of_special_tokens_in_files_stay_text(model_dir: Path) -> None:
+    tokenizer = Tokenizer.load(model_dir)
+    entry = PackedFile(name="a", tokens=0, lines=1, total_lines=1)
+    packed = PackedContext(pieces=(f"a {END_OF_TEXT}\n", "b"), files=(entry, entry), left_out=(), skipped=(), tokens=0)
+    ids = encode_context(packed, tokenizer)
+    assert ids.count(tokenizer.id_of(END_OF_TEXT)) == 1
+    assert tokenizer.decode(ids) == f"a {END_OF_TEXT}\n{END_OF_TEXT}b"
+
+
+def test_ctrl_c_while_text_is_written(model_dir: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "indexshare",
+        "generate",
+        "def f",
+        "-n",
+        "4000",
+        "--model",
+        str(model_dir),
+    ]
+    root = Path(__file__).resolve().parents[3]
+    with subprocess.Popen(
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        first = process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        error = process.stderr.read().decode()
+        assert process.wait(timeout=60) == 130
+    assert first
+    assert error == "\nstopped\n"
+
+
+def test_an_interrupt_is_a_clean_stop(run: Run, model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from indexshare.engine.llm import LLM
+
+    def interrupted(*args: object, **kwargs: object) -> Iterator[object]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(LLM, "stream", interrupted)
+    result = run("generate", "x", "--model", model_dir)
+    assert result.code == 130
+    assert result.err.endswith("stopped\n")
+    assert "Traceback" not in result.err
