@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from indexshare.config.presets import preset
+from indexshare.config.share_plan import SharePlan
 from indexshare.train.corpus import STANDARD_LIBRARY, TextFolder
 from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe
-from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse
+from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
 
 K = 1024
 PEAK = OptimConfig(muon_lr=4e-3, adam_lr=4e-3, indexer_lr=4e-3)
@@ -17,11 +18,21 @@ FALL = Schedule(kind="cosine", warmup=0.05, final=0.05)
 def recipe() -> Recipe:
     """All four stages, about an hour on two cores."""
     model = preset("nano")
-    stages = (
+    # Character tables and generated documentation are data, not code to learn from.
+    text = TextFolder(
+        path=STANDARD_LIBRARY,
+        exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
+    )
+    return Recipe(name="nano", model=model, text=text, stages=stages(model.share_plan), seed=0)
+
+
+def stages(plan: SharePlan) -> tuple[Stage, ...]:
+    """Dense pre-training, indexer warm-up, sparse with every layer Full, IndexShare."""
+    return (
         # Short rows first: attention is cheap there, and most of the language is learned there.
         pretrain(
             name="pretrain_short",
-            tokens=5_000 * K,
+            tokens=3_000 * K,
             sequence_length=256,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
@@ -32,7 +43,7 @@ def recipe() -> Recipe:
         ),
         pretrain(
             name="pretrain",
-            tokens=4_000 * K,
+            tokens=3_000 * K,
             sequence_length=1 * K,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
@@ -51,30 +62,26 @@ def recipe() -> Recipe:
             optim=OptimConfig(indexer_lr=5e-3),
         ),
         sparse(
-            tokens=512 * K,
+            tokens=384 * K,
             sequence_length=2 * K,
             batch_tokens=16 * K,
             micro_tokens=2 * K,
+            indexer_stride=4,
             mixture={"text": 0.85, "retrieval": 0.15},
             mtp_weight=0.3,
             optim=LATE,
             schedule=Schedule(kind="constant", warmup=0.1),
         ),
         index_share(
-            model.share_plan,
-            tokens=768 * K,
+            plan,
+            tokens=640 * K,
             sequence_length=8 * K,
             batch_tokens=32 * K,
             micro_tokens=8 * K,
+            indexer_stride=4,
             mixture={"text": 0.85, "retrieval": 0.15},
             mtp_weight=0.3,
             optim=LATE,
             schedule=FALL,
         ),
     )
-    # Character tables and generated documentation are data, not code to learn from.
-    text = TextFolder(
-        path=STANDARD_LIBRARY,
-        exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
-    )
-    return Recipe(name="nano", model=model, text=text, stages=stages, seed=0)

@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError
 from indexshare import __version__
 from indexshare.cli.complete import complete
 from indexshare.cli.doctor import doctor
+from indexshare.cli.evaluate import evaluate
 from indexshare.cli.generate import generate
 from indexshare.cli.info import info
 from indexshare.cli.train import train
@@ -38,6 +39,7 @@ def build_app() -> App:
     )
     for verb in (complete, generate, info, train, doctor):
         app.command(verb)
+    app.command(evaluate, name="eval")
     return app
 
 

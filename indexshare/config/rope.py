@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+import struct
 from dataclasses import dataclass
 from typing import Any
 
 _OLD_NAMES = {"type": "rope_type"}
+
+
+def _float32(value: float) -> float:
+    return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +99,9 @@ class RopeParameters:
         YaRN keeps dimensions that turn more than `beta_fast` times over the original context, divides by
         `factor` those that turn less than `beta_slow` times, and blends linearly between (section 3.2).
         """
-        plain = [self.rope_theta ** (-2 * i / dim) for i in range(dim // 2)]
+        # Rounded to float32 step by step, as in the programs that trained the public checkpoints: at position 1e5
+        # one unit in the last place of a frequency is a hundredth of a radian.
+        plain = [_float32(1 / _float32(self.rope_theta ** _float32(2 * i / dim))) for i in range(dim // 2)]
         if self.rope_type != "yarn":
             return plain
 

@@ -7,12 +7,10 @@ contract. Callers take the operation from here; `dispatch` decides which impleme
 from indexshare.ops.dispatch import experts, route, select_topk, sparse_mla
 from indexshare.ops.elementwise import apply_rope, layer_norm, rms_norm, rope_tables, swiglu
 from indexshare.ops.indexer.loss import KLRows, indexer_kl
-from indexshare.ops.sparse_mla.causal import LONGEST as LONGEST_CAUSAL
 from indexshare.ops.sparse_mla.causal import causal_attention
 from indexshare.ops.sparse_mla.torch_impl import dense_attention
 
 __all__ = [
-    "LONGEST_CAUSAL",
     "KLRows",
     "apply_rope",
     "causal_attention",

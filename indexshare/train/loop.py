@@ -287,6 +287,7 @@ def export(trainer: Trainer, directory: Path) -> Path:
         "steps": trainer.step,
         "tokens": trainer.tokens,
         "stages": [asdict(stage) for stage in trainer.recipe.stages],
+        "text": asdict(trainer.recipe.text),
         "data": trainer.data.summary,
     }
     (directory / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

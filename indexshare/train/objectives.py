@@ -79,6 +79,20 @@ def next_token_loss(
     return total / max(1, int((targets != ignore).sum()) if count is None else count)
 
 
+@torch.no_grad()
+def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each position in nats, float32 `[N]`, for evaluation; logits in chunks as above.
+
+    Shapes: hidden `[N, H]`, weight `[V, H]`, targets int64 `[N]`.
+    """
+    rows = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
+    parts = [
+        F.cross_entropy((h @ weight.T).float(), t, reduction="none")
+        for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
+    ]
+    return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
+
+
 def shifted_targets(tokens: Tensor, shift: int) -> Tensor:
     """Target of each input position `shift` tokens ahead; IGNORE where the batch has no such token.
 

@@ -24,6 +24,7 @@ class Stage:
         trains: `all` parameters, or the `indexer` alone.
         indexer_loss: KL of indexers to attention over `all` earlier tokens, over the `selected` ones, or `none`.
         indexer_weight: factor of that loss; with AdamW it matters only against clipping.
+        indexer_stride: that loss is taken at one query in this many; its mean stays the same, its cost falls.
         plan: Full and Shared layers; None leaves every layer Full. Surplus indexers are dropped at the start.
         mtp_weight: factor of the draft layer's loss; 0 leaves the draft layer out.
         mtp_steps: draft steps trained.
@@ -43,6 +44,7 @@ class Stage:
     trains: Literal["all", "indexer"] = "all"
     indexer_loss: Literal["none", "all", "selected"] = "none"
     indexer_weight: float = 1.0
+    indexer_stride: int = 1
     plan: SharePlan | None = None
     mtp_weight: float = 0.0
     mtp_steps: int = 1
@@ -52,7 +54,7 @@ class Stage:
     balance_rate: float = 1e-3
 
     def __post_init__(self) -> None:
-        for name in ("tokens", "sequence_length", "batch_tokens", "micro_tokens", "mtp_steps"):
+        for name in ("tokens", "sequence_length", "batch_tokens", "micro_tokens", "mtp_steps", "indexer_stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"stage {self.name!r}: {name} is {getattr(self, name)}; expected at least 1")
         if self.batch_tokens % self.sequence_length:

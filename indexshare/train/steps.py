@@ -37,6 +37,7 @@ class TrainingObserver(Observer):
     def __init__(self, stage: Stage, num_experts: int) -> None:
         self.wants_attention = stage.indexer_loss != "none"
         self._all_keys = stage.indexer_loss == "all"
+        self._stride = stage.indexer_stride
         self._num_experts = num_experts
         self.indexer_loss: Tensor | None = None
         self.indexer_rows = 0
@@ -58,10 +59,11 @@ class TrainingObserver(Observer):
         for span in record.view.spans:
             count = span.length if self._all_keys else dense_rows(span, record.selection.limit)
             if count:
-                rows = torch.arange(span.start, span.start + count, device=device)
+                rows = torch.arange(span.start, span.start + count, self._stride, device=device)
                 groups.append(ops.KLRows(rows, first=span.start))
         if not self._all_keys and record.selection.num_rows:
-            groups.append(ops.KLRows(record.selection.rows, slots=record.selection.slots))
+            selection = record.selection
+            groups.append(ops.KLRows(selection.rows[:: self._stride], slots=selection.slots[:: self._stride]))
         return groups
 
     def routing(self, layer: int, expert_ids: Tensor) -> None:

@@ -66,7 +66,7 @@ def test_misleading_head_dim_is_ignored() -> None:
         ({"mlp_layer_types": ["dense"]}, "expected 6"),
         ({"indexer_types": ["shared"] * 6}, "layer 0"),
         ({"qk_rope_head_dim": 7, "qk_head_dim": 15}, "even"),
-        ({"index_head_dim": 4}, "must contain"),
+        ({"index_head_dim": 4}, "must hold"),
         ({"num_experts_per_tok": 9}, "only 8 experts"),
         ({"n_group": 3}, "does not divide"),
         ({"n_group": 8, "topk_group": 8}, "best two"),

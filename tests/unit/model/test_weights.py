@@ -401,21 +401,20 @@ def test_other_quantizations_are_refused(tmp_path: Path, quantization: dict[str,
 
 
 MEASURE = """
-import resource, sys, torch
+import sys, torch
 from indexshare import load_model
 torch.set_num_threads(1)
 load_model(sys.argv[2])  # a tiny model first: imports and thread pools are not what is measured
-def resident():
-    with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[1]) * resource.getpagesize()
-before = resident()
+def memory(field):  # not ru_maxrss, which starts at what the parent process had
+    with open("/proc/self/status") as stream:
+        return next(int(line.split()[1]) * 1024 for line in stream if line.startswith(field))
+before = memory("VmRSS:")
 model = load_model(sys.argv[1], dtype=sys.argv[3])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(peak - before, sum(p.nbytes for p in model.state_dict().values()))
+print(memory("VmHWM:") - before, sum(p.nbytes for p in model.state_dict().values()))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/statm")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/status")
 @pytest.mark.parametrize("kind", ["bfloat16", "float32"])
 def test_peak_memory_is_close_to_the_size_of_the_model(tmp_path: Path, kind: str) -> None:
     big = tiny_config(

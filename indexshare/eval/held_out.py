@@ -1,0 +1,150 @@
+"""How well a model predicts files it was not trained on: bits per byte, against `xz`, and by position.
+
+Bits per byte is the code length of the text under the model, divided by the text's UTF-8 bytes; it does not depend
+on the tokenizer. Files are scored one by one under their file line, whose own bytes do not count, exactly as `xz`
+is given each file alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import lzma
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from indexshare.cache.view import InFlightView
+from indexshare.model.glm import GlmMoeDsa
+from indexshare.tokenizer import END_OF_TEXT, Tokenizer
+from indexshare.train.corpus import Document, TextFolder, read_folder, split_documents
+from indexshare.train.evaluate import bits_by_file
+from indexshare.train.objectives import token_losses
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutReport:
+    """Held-out figures of one model, all in bits per byte except `position_bits`.
+
+    `sparse` and `full` are the model with its selection and with full attention; `xz` is `xz -9e` file by file.
+    `position_bits` are bits per token over long windows, averaged over the ranges that `position_edges` bound.
+    """
+
+    files: int
+    num_bytes: int
+    max_tokens: int
+    sparse: float
+    full: float
+    xz: float
+    position_edges: tuple[int, ...]
+    position_bits: tuple[float, ...]
+    windows: int
+
+    @property
+    def below_xz(self) -> float:
+        """Part by which the model beats `xz`: 0.2 is 20 % fewer bits."""
+        return 1 - self.sparse / self.xz
+
+    @property
+    def price_of_sparsity(self) -> float:
+        """Part by which the selection costs bits against full attention; negative when it saves some."""
+        return self.sparse / self.full - 1
+
+
+def xz_bits(text: str) -> int:
+    """Size in bits of one file under `xz -9e`."""
+    return 8 * len(lzma.compress(text.encode("utf-8"), preset=9 | lzma.PRESET_EXTREME))
+
+
+def held_out_documents(text: dict[str, Any]) -> list[Document]:
+    """The held-out side of a training text, split again by the rule that training used.
+
+    Args:
+        text: the fields of the training run's `TextFolder`, as in `training.json`.
+
+    Raises:
+        ValueError: the folder is not here, or nothing of it is held out.
+    """
+    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in text.items()}
+    folder = TextFolder(**fields)
+    documents = split_documents(read_folder(folder), folder.held_out).held_out
+    if not documents:
+        raise ValueError(f"no file of {Path(folder.root)} is held out; score another folder with --text")
+    return documents
+
+
+def evaluate_held_out(
+    model: GlmMoeDsa,
+    tokenizer: Tokenizer,
+    documents: Sequence[Document],
+    *,
+    max_tokens: int = 8192,
+    progress: Progress | None = None,
+) -> HeldOutReport:
+    """Score documents with the model's selection and with full attention, and windows by position.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the model's.
+        documents: text the model was not trained on.
+        max_tokens: longest context; longer files are scored in stretches of it.
+        progress: told (documents done, documents in all).
+
+    Raises:
+        ValueError: no documents, or a context that the model does not have.
+    """
+    if not documents:
+        raise ValueError("no documents to score")
+    if not 2 <= max_tokens <= model.config.max_position_embeddings:
+        raise ValueError(f"max_tokens is {max_tokens}; the model's context is {model.config.max_position_embeddings}")
+    size = sparse = full = 0.0
+    for done, document in enumerate(documents):
+        if progress is not None:
+            progress(done, len(documents))
+        ((num_bytes, bits),) = bits_by_file(model, tokenizer, [document], max_tokens=max_tokens)
+        ((_, dense),) = bits_by_file(model, tokenizer, [document], max_tokens=max_tokens, full_attention=True)
+        size, sparse, full = size + num_bytes, sparse + bits, full + dense
+    edges, by_position, windows = bits_by_position(model, tokenizer, documents, max_tokens=max_tokens)
+    return HeldOutReport(
+        files=len(documents),
+        num_bytes=int(size),
+        max_tokens=max_tokens,
+        sparse=sparse / size,
+        full=full / size,
+        xz=sum(xz_bits(document.text) for document in documents) / size,
+        position_edges=edges,
+        position_bits=by_position,
+        windows=windows,
+    )
+
+
+@torch.no_grad()
+def bits_by_position(
+    model: GlmMoeDsa, tokenizer: Tokenizer, documents: Sequence[Document], *, max_tokens: int
+) -> tuple[tuple[int, ...], tuple[float, ...], int]:
+    """Bits per token by position in windows of `max_tokens` over the documents one after another.
+
+    Returns:
+        Edges (0, 256, 512, ... doubling up to `max_tokens`), mean bits between each pair of edges, and the number of
+        windows; both tuples are empty when the documents do not fill one window.
+    """
+    end, ids = tokenizer.id_of(END_OF_TEXT), []
+    for document in documents:
+        ids += [*tokenizer.encode(document.headed, parse_special=False), end]
+    windows = (len(ids) - 1) // max_tokens
+    if windows == 0:
+        return (), (), 0
+    sums = torch.zeros(max_tokens, dtype=torch.float64)
+    for start in range(0, windows * max_tokens, max_tokens):
+        row = torch.tensor(ids[start : start + max_tokens + 1], device=model.embed_tokens.weight.device)
+        hidden = model.trunk(row[:-1], InFlightView([max_tokens], row.device))
+        sums += token_losses(hidden, model.lm_head.weight, row[1:]).double().cpu()
+    bits = sums / windows / math.log(2)
+    edges = [0, *(256 << i for i in range(24) if 256 << i < max_tokens), max_tokens]
+    means = [float(bits[low:high].mean()) for low, high in itertools.pairwise(edges)]
+    return tuple(edges), tuple(means), windows

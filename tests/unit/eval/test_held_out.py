@@ -1,0 +1,86 @@
+"""Held-out scoring: exact code lengths, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from indexshare.cli import main
+from indexshare.config import preset
+from indexshare.eval.held_out import bits_by_position, evaluate_held_out, held_out_documents, xz_bits
+from indexshare.model.glm import GlmMoeDsa
+from indexshare.model.weights import save_model
+from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
+from indexshare.train.corpus import Document
+from indexshare.train.objectives import next_token_loss, token_losses
+
+TEXTS = [f"def f{i}(x):\n    return x * {i} + {i * 7}\n" * (i + 3) for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_bpe(iter(TEXTS), 300, SPECIAL_TOKENS)
+
+
+def documents() -> list[Document]:
+    return [Document(name=f"m{i}.py", text=text) for i, text in enumerate(TEXTS)]
+
+
+def silent_model(tokenizer: Tokenizer) -> GlmMoeDsa:
+    """Every logit zero: each token costs log2(vocabulary) bits wherever it stands."""
+    model = GlmMoeDsa(preset("tiny").replace(vocab_size=tokenizer.vocab_size)).initialise(0).eval()
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    return model
+
+
+def test_a_uniform_model_costs_the_logarithm_of_its_vocabulary(tokenizer: Tokenizer) -> None:
+    report = evaluate_held_out(silent_model(tokenizer), tokenizer, documents(), max_tokens=64)
+    tokens = sum(len(tokenizer.encode(text, parse_special=False)) for text in TEXTS)
+    expected = tokens * math.log2(tokenizer.vocab_size) / sum(map(len, TEXTS))
+    assert report.sparse == pytest.approx(expected, rel=1e-5)
+    assert report.full == pytest.approx(expected, rel=1e-5)
+    assert report.num_bytes == sum(map(len, TEXTS))
+    assert report.xz == pytest.approx(sum(map(xz_bits, TEXTS)) / report.num_bytes)
+    assert all(bits == pytest.approx(math.log2(tokenizer.vocab_size), rel=1e-5) for bits in report.position_bits)
+
+
+def test_positions_cover_the_window(tokenizer: Tokenizer) -> None:
+    edges, bits, windows = bits_by_position(silent_model(tokenizer), tokenizer, documents(), max_tokens=600)
+    assert edges == (0, 256, 512, 600) and len(bits) == 3 and windows > 0
+    assert bits_by_position(silent_model(tokenizer), tokenizer, documents()[:1], max_tokens=600) == ((), (), 0)
+
+
+def test_token_losses_sum_to_the_loss() -> None:
+    hidden, weight, targets = torch.randn(33, 8), torch.randn(50, 8), torch.randint(0, 50, (33,))
+    mean = next_token_loss(hidden, weight, targets)
+    torch.testing.assert_close(token_losses(hidden, weight, targets).mean(), mean)
+
+
+def test_refusals(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no documents"):
+        evaluate_held_out(silent_model(tokenizer), tokenizer, [])
+    with pytest.raises(ValueError, match="context is 4096"):
+        evaluate_held_out(silent_model(tokenizer), tokenizer, documents(), max_tokens=5000)
+    (tmp_path / "one.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match="is held out"):
+        held_out_documents({"path": str(tmp_path), "held_out": 0.0})
+
+
+def test_the_verb(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save_model(silent_model(tokenizer), tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    for document in documents():
+        (tmp_path / document.name).write_text(document.text)
+    assert main(["eval", str(tmp_path / "model"), "--max-tokens", "64"]) == 2
+    assert "give a folder with --text" in capsys.readouterr().err
+    assert main(["eval", str(tmp_path / "model"), "--text", str(tmp_path), "--max-tokens", "64", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["files"] == len(TEXTS) and facts["sparse"] > 0
+    training = {"text": {"path": str(tmp_path), "held_out": 0.5}}
+    (tmp_path / "model" / "training.json").write_text(json.dumps(training))
+    assert main(["eval", str(tmp_path / "model"), "--max-tokens", "64"]) == 0
+    assert "bits per byte" in capsys.readouterr().out
+    assert len(held_out_documents({"path": str(tmp_path), "held_out": 0.5})) < len(TEXTS)
