@@ -9,6 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -100,8 +101,13 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "additional_special_tokens": [t for t in self.special_tokens if t != eos],
         }
-        (folder / "tokenizer.json").write_text(self._rust.to_str(pretty=True), encoding="utf-8")
-        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, text in (
+            ("tokenizer_config.json", json.dumps(config, indent=2) + "\n"),
+            ("tokenizer.json", self._rust.to_str(pretty=True)),  # last: its presence says that both are complete
+        ):
+            temporary = folder / (name + ".tmp")
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, folder / name)
 
     @property
     def vocab_size(self) -> int:

@@ -187,8 +187,7 @@ class TokenCorpus:
         if not documents:
             raise ValueError("no documents to tokenise; the split left this side empty, change `held_out`")
         data_hash = hash_documents(documents, tokenizer)
-        index = path.with_suffix(".json")
-        if index.is_file() and json.loads(index.read_text(encoding="utf-8"))["data_hash"] == data_hash:
+        if _indexed_hash(path) == data_hash:
             return cls(path)
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
         end = tokenizer.id_of(END_OF_TEXT)
@@ -205,11 +204,23 @@ class TokenCorpus:
             "names": [d.name for d in documents],
             "starts": [0, *np.cumsum([len(a) for a in arrays]).tolist()],
         }
-        temporary = path.with_suffix(".tmp")
+        index, temporary = path.with_suffix(".json"), path.with_suffix(".tmp")
+        index.unlink(missing_ok=True)  # at no moment is there an index of other tokens
         np.concatenate(arrays).tofile(temporary)
         os.replace(temporary, path)
-        index.write_text(json.dumps(info), encoding="utf-8")
+        temporary.write_text(json.dumps(info), encoding="utf-8")
+        os.replace(temporary, index)
         return cls(path)
+
+
+def _indexed_hash(path: Path) -> str | None:
+    """Data hash of the token file at `path`, None when it or its index is missing or damaged."""
+    try:
+        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        complete = path.stat().st_size == info["starts"][-1] * np.dtype(info["dtype"]).itemsize
+        return str(info["data_hash"]) if complete else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def hash_documents(documents: Sequence[Document], tokenizer: Tokenizer) -> str:

@@ -7,7 +7,6 @@ record of integers; a stream built the same way and given that state yields exac
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -38,7 +37,8 @@ class PackedText:
 
     Each epoch shuffles the packages, and the files inside each, lays all tokens in one row from a random offset,
     cuts the row in windows and takes them in random order. A window therefore holds neighbouring files of one
-    package. Windows overlap by one token, so that every token is a target once.
+    package. Windows overlap by one token, so that no token is a target twice, and each is once, except for less than
+    a window at either end of the row.
     """
 
     def __init__(self, corpus: TokenCorpus, *, seed: int) -> None:
@@ -56,13 +56,9 @@ class PackedText:
         self._epoch, self._taken = state["epoch"], state["taken"]
 
     def window(self, length: int) -> np.ndarray:
-        """The next window, int64 [length]; ValueError when the corpus is shorter than one window."""
+        """The next window, int64 [length]; ValueError when the corpus is too short (`check_length`)."""
+        self.check_length(length)
         stride = length - 1
-        if len(self._corpus) < length + stride:
-            raise ValueError(
-                f"the corpus has {len(self._corpus)} tokens, too few for windows of {length}; "
-                "use a shorter sequence length or more text"
-            )
         self._lay_out(stride)
         if self._taken >= len(self._windows):
             self._epoch, self._taken = self._epoch + 1, 0
@@ -70,6 +66,14 @@ class PackedText:
         start = self._offset + int(self._windows[self._taken]) * stride
         self._taken += 1
         return self._read(start, length)
+
+    def check_length(self, length: int) -> None:
+        """Raise ValueError unless a window of `length` fits after any offset."""
+        if len(self._corpus) < 2 * length - 1:
+            raise ValueError(
+                f"the corpus has {len(self._corpus)} tokens, too few for windows of {length}; "
+                "use a shorter sequence length or more text"
+            )
 
     def _lay_out(self, stride: int) -> None:
         """Order of documents and windows in this epoch: a function of seed, epoch and stride."""
@@ -177,8 +181,3 @@ class Mixture:
         for name, source in self._sources.items():
             prefix = name + "."
             source.restore({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
-
-
-def split_batch(batch: torch.Tensor, rows: int) -> Sequence[torch.Tensor]:
-    """Cut a batch [B, S + 1] into micro-batches of at most `rows` rows."""
-    return torch.split(batch, rows)

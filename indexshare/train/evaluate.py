@@ -57,11 +57,19 @@ def bits_by_file(
     """Bytes and bits of each document, scored alone under its file line; the line itself does not count.
 
     A file longer than `max_tokens` is scored in stretches of that length, each from its own start.
+
+    Raises:
+        ValueError: `max_tokens` leaves no room after a document's file line.
     """
     device = model.embed_tokens.weight.device
     result = []
     for document in documents:
         header = tokenizer.encode(file_header(document.name), parse_special=False)
+        if len(header) >= max_tokens:
+            raise ValueError(
+                f"max_tokens is {max_tokens}, the file line of {document.name!r} alone takes {len(header)} tokens; "
+                "give a longer context"
+            )
         body = tokenizer.encode(document.text, parse_special=False)
         bits = 0.0
         for start in range(0, len(body), max_tokens - len(header)):

@@ -96,14 +96,15 @@ class Trainer:
         stage = self.stage
         batch = self.mixture.batch(stage.rows, stage.sequence_length).to(self.device)
         metrics = train_batch(self.model, self.optimizer, stage, batch, self.stage_step, self._workers)
-        if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics.get("grad_norm", 0.0)):
+        metrics |= self.optimizer.clip()
+        bad = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:  # before the update, so that no checkpoint can hold what follows from it
             raise FloatingPointError(
-                f"loss {metrics['loss']}, gradient norm {metrics.get('grad_norm')} at step {self.step} "
-                f"(stage {stage.name!r}, update {self.stage_step}); the last good checkpoint is kept in "
-                f"{self.directory}: lower the learning rate and resume"
+                f"{', '.join(bad)} at step {self.step + 1} (update {self.stage_step + 1} of stage {stage.name!r}); "
+                f"the last good checkpoint is kept in {self.directory}: lower the learning rate and resume"
             )
         factor = stage.schedule.factor(self.stage_step, stage.steps)
-        metrics |= self.optimizer.step(factor)
+        self.optimizer.step(factor)
         self.stage_step, self.step = self.stage_step + 1, self.step + 1
         self.tokens += stage.batch_tokens
         return metrics | {"lr_factor": factor}
@@ -113,7 +114,7 @@ class Trainer:
         return held_out_bits_per_byte(
             self.model,
             self.data.held_out,
-            length=min(self.stage.sequence_length, len(self.data.held_out) // 2),
+            length=min(self.stage.sequence_length, (len(self.data.held_out) - 1) // 2),
             windows=self.recipe.held_out_windows,
             full_attention=self.stage.attention == "full",
         )
@@ -162,16 +163,26 @@ class Trainer:
             model.initialise(self.recipe.seed)
         model = model.to(device=self.device, dtype=getattr(torch, self.recipe.dtype))
         if weights is not None:
-            wanted = model.state_dict().keys()
-            surplus = [name for name in weights if name not in wanted]
-            assert all(is_indexer(name) for name in surplus), f"weights without a place: {surplus[:3]}"
-            model.load_state_dict({name: weights[name] for name in wanted})
+            self._load(model, weights)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(self._trains(name))
         self.model: GlmMoeDsa = model.train()
         self.optimizer = MixedOptimizer(model, config, self.stage.optim)
         seed = self.recipe.seed + _SEED_STRIDE * self.stage_index
         self.mixture: Mixture = self.data.mixture(self.stage, seed)
+
+    def _load(self, model: GlmMoeDsa, weights: dict[str, Tensor]) -> None:
+        """Fill a stage's model; indexers of layers that are Shared from now on are dropped, and nothing else."""
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        wrong = [name for name in weights if name not in wanted and not is_indexer(name)]
+        wrong += [name for name, shape in wanted.items() if name not in weights or weights[name].shape != shape]
+        if wrong:
+            raise ValueError(
+                f"the checkpoint in {self.directory} is of another model than recipe {self.recipe.name!r} makes: "
+                f"{len(wrong)} tensors are missing, surplus or of another shape, {wrong[0]} for instance; "
+                "use another folder"
+            )
+        model.load_state_dict({name: weights[name] for name in wanted})
 
     def _trains(self, name: str) -> bool:
         if is_indexer(name):
@@ -237,7 +248,7 @@ def run(
 
 
 def _train(trainer: Trainer, reporter: Reporter, stop: StopRequested, checkpoint_seconds: float) -> None:
-    rate, saved_at, stage_name = 0.0, time.monotonic(), ""
+    rate, saved_at, saved_step, stage_name = 0.0, time.monotonic(), -1, ""
     while not trainer.finished and not stop.requested:
         started = time.monotonic()
         metrics = trainer.advance()
@@ -256,8 +267,9 @@ def _train(trainer: Trainer, reporter: Reporter, stop: StopRequested, checkpoint
         reporter.progress(_line(trainer, metrics, rate))
         if last or time.monotonic() - saved_at >= checkpoint_seconds:
             trainer.save()
-            saved_at = time.monotonic()
-    trainer.save()
+            saved_at, saved_step = time.monotonic(), trainer.step
+    if stop.requested and saved_step != trainer.step:
+        trainer.save()
 
 
 def _line(trainer: Trainer, metrics: dict[str, float], rate: float) -> str:

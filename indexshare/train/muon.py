@@ -49,9 +49,9 @@ def split_rows(sizes: tuple[int, ...], heads: int = 1) -> Callable[[Tensor], lis
     """
 
     def parts(matrix: Tensor) -> list[Tensor]:
-        rows, columns = matrix.shape[-2:]
+        rows = matrix.shape[-2]
         assert rows == heads * sum(sizes), f"{rows} rows do not hold {heads} heads of {sizes}"
-        blocks = matrix.reshape(*matrix.shape[:-2], heads, sum(sizes), columns)
+        blocks = matrix.unflatten(-2, (heads, sum(sizes)))  # a view: updates are written through it
         return list(blocks.split(list(sizes), dim=-2))
 
     return parts
@@ -88,7 +88,7 @@ class Muon(torch.optim.Optimizer):
                     raise ValueError(f"Muon updates matrices, a parameter has shape {tuple(p.shape)}; use AdamW")
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One update of every parameter that has a gradient."""
         loss = None if closure is None else torch.enable_grad()(closure)()
         by_shape: dict[tuple[int, int], list[tuple[dict[str, Any], Tensor, Tensor]]] = {}
@@ -97,7 +97,7 @@ class Muon(torch.optim.Optimizer):
             for p in group["params"]:
                 if p.grad is None:
                     continue
-                direction = self._direction(p, group["momentum"])
+                direction = self._direction(p, p.grad, group["momentum"])
                 p.mul_(1.0 - group["lr"] * group["weight_decay"])
                 for target, part in zip(split(p), split(direction), strict=True):
                     by_shape.setdefault((part.shape[-2], part.shape[-1]), []).append((group, target, part))
@@ -109,10 +109,10 @@ class Muon(torch.optim.Optimizer):
                 target.add_(update.reshape(part.shape), alpha=-group["lr"] * scale)
         return loss
 
-    def _direction(self, p: Tensor, momentum: float) -> Tensor:
+    def _direction(self, p: Tensor, grad: Tensor, momentum: float) -> Tensor:
         state = self.state[p]
         if not state:
             state["momentum"] = torch.zeros_like(p)
         buffer = state["momentum"]
-        buffer.lerp_(p.grad, 1.0 - momentum)
-        return p.grad.lerp(buffer, momentum)
+        buffer.lerp_(grad, 1.0 - momentum)
+        return grad.lerp(buffer, momentum)

@@ -8,13 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from indexshare.ops.elementwise import wide
+
 IGNORE = -100
 _CHUNK_BYTES = 8 << 20  # of float32 logits held at once
 
 
 def next_token_loss_reference(hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int = IGNORE) -> Tensor:
-    """`next_token_loss` in plain float32, storing all logits."""
-    logits = hidden.float() @ weight.float().T
+    """`next_token_loss` in plain float32 (float64 for float64 inputs), storing all logits."""
+    dtype = wide(hidden.dtype)
+    logits = hidden.to(dtype) @ weight.to(dtype).T
     total = F.cross_entropy(logits, targets, ignore_index=ignore, reduction="sum")
     return total / (targets != ignore).sum().clamp(min=1)
 
@@ -26,15 +29,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int) -> Tensor:
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         rows = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        dtype = wide(hidden.dtype)
+        total = torch.zeros((), dtype=dtype, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=torch.float32, device=weight.device) if need_weight else None
+        grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if need_weight else None
         for start in range(0, len(hidden), rows):
             h, t = hidden[start : start + rows], targets[start : start + rows]
             counted = t != ignore
             index = t.clamp(min=0)[:, None]
             # log_softmax is vectorised on CPUs; logsumexp is several times slower there
-            logs = F.log_softmax(h @ weight.T, dim=-1, dtype=torch.float32)
+            logs = F.log_softmax(h @ weight.T, dim=-1, dtype=dtype)
             losses = -logs.gather(1, index)[:, 0]
             total += torch.where(counted, losses, 0.0).sum()
             if not (need_hidden or need_weight):
@@ -73,8 +77,10 @@ def next_token_loss(
             whole batch, so that the sum over micro-batches is the mean over the batch.
 
     Returns:
-        float32 scalar, in nats. Softmax and sums are float32; products are in the inputs' dtype.
+        float32 scalar, in nats. Softmax and sums are float32 (or wider); products are in the inputs' dtype.
     """
+    if not torch.is_grad_enabled():  # a custom function is told "gradient wanted" of a parameter even then
+        hidden, weight = hidden.detach(), weight.detach()
     total = _LinearCrossEntropy.apply(hidden, weight, targets, ignore)
     return total / max(1, int((targets != ignore).sum()) if count is None else count)
 

@@ -55,6 +55,13 @@ class OptimConfig:
     momentum: float = 0.95
     clip_norm: float = 1.0
 
+    def __post_init__(self) -> None:
+        for name in ("muon_lr", "adam_lr", "router_lr", "indexer_lr", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; expected zero or more")
+        if self.clip_norm <= 0:
+            raise ValueError(f"clip_norm is {self.clip_norm}; expected a positive norm (large to clip nothing)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
@@ -71,6 +78,13 @@ class Schedule:
     warmup: float = 0.02
     decay: float = 0.3
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("wsd", "cosine", "constant"):
+            raise ValueError(f"schedule kind is {self.kind!r}; expected 'wsd', 'cosine' or 'constant'")
+        for name in ("warmup", "decay", "final"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"schedule {name} is {getattr(self, name)}; expected a part between 0 and 1")
 
     def factor(self, step: int, steps: int) -> float:
         """Factor for the update number `step` (from 0) of `steps`."""
@@ -111,8 +125,8 @@ class MixedOptimizer:
     """AdamW and Muon over float32 master copies of a model's trainable parameters.
 
     Gradients of micro-batches are added up in float32 in the masters (`accumulate`), so any split of a batch gives
-    the same sum up to rounding, whatever the model's dtype. `step` clips, updates the masters, and rounds them back
-    into the model. Parameters of dtype float32 are their own masters.
+    the same sum up to rounding, whatever the model's dtype. `clip` scales them down, `step` updates the masters and
+    rounds them back into the model. Parameters of dtype float32 are their own masters.
     """
 
     def __init__(self, model: nn.Module, config: ModelConfig, optim: OptimConfig) -> None:
@@ -145,20 +159,26 @@ class MixedOptimizer:
             else:
                 master.grad.add_(grad)
 
-    def step(self, factor: float) -> dict[str, float]:
-        """Clip, update and write back.
-
-        Args:
-            factor: of every group's peak learning rate.
+    def clip(self) -> dict[str, float]:
+        """Scale the gradients down to `clip_norm`, indexers apart from the rest.
 
         Returns:
-            `grad_norm` (without indexers) and `indexer_grad_norm`, before clipping, where there are such parameters.
+            `grad_norm` (without indexers) and `indexer_grad_norm`, before clipping, where there are such gradients.
+            A norm that is not finite has spoilt the gradients: do not `step` then.
         """
         norms = {}
         for label, wanted in (("grad_norm", False), ("indexer_grad_norm", True)):
             chosen = [m for n, (_, m) in self._pairs.items() if is_indexer(n) == wanted and m.grad is not None]
             if chosen:
                 norms[label] = float(nn.utils.clip_grad_norm_(chosen, self.optim.clip_norm))
+        return norms
+
+    def step(self, factor: float) -> None:
+        """Update the masters, forget their gradients, and write back to the model.
+
+        Args:
+            factor: of every group's peak learning rate.
+        """
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * factor
@@ -168,7 +188,6 @@ class MixedOptimizer:
             for p, master in self._pairs.values():
                 if p is not master:
                     p.copy_(master)
-        return norms
 
     def state_dict(self) -> dict[str, Any]:
         """Masters and the optimizers' own states, exact; `split` functions are rebuilt, not saved."""
@@ -181,17 +200,23 @@ class MixedOptimizer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore `state_dict`, and the model's parameters from the masters.
 
+        Learning rates and all other settings stay those of this optimizer's configuration, which may have been
+        changed since (a lower rate after a run that diverged).
+
         Raises:
             ValueError: the state is of other parameters.
         """
         if state["masters"].keys() != self._pairs.keys():
             different = sorted(set(state["masters"]) ^ set(self._pairs))
             raise ValueError(f"optimizer state is of other parameters, for instance {different[:3]}")
+        shapes = [[len(g["params"]) for g in saved["param_groups"]] for saved in state["optimizers"]]
+        if shapes != [[len(g["params"]) for g in optimizer.param_groups] for optimizer in self._optimizers]:
+            raise ValueError("optimizer state is of other parameter groups; was Muon switched on or off since?")
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
-            splits = [group.get("split") for group in optimizer.param_groups]
+            settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
             optimizer.load_state_dict(saved)
-            for group, split in zip(optimizer.param_groups, splits, strict=True):
-                group["split"] = split
+            for group, own in zip(optimizer.param_groups, settings, strict=True):
+                group.update(own)
         with torch.no_grad():
             for name, (p, master) in self._pairs.items():
                 master.copy_(state["masters"][name])
@@ -200,16 +225,17 @@ class MixedOptimizer:
 
 
 def _adam_groups(masters: dict[str, Tensor], optim: OptimConfig) -> Iterable[dict[str, Any]]:
-    by_kind: dict[tuple[float, float], list[Tensor]] = {}
+    """Groups by what the parameters are, never by the values of rates: a saved state finds its place again."""
+    by_kind: dict[tuple[str, bool], list[Tensor]] = {}
     for name, master in masters.items():
         if _is_muon(name) and optim.muon_lr > 0:
             continue
         router = name.endswith("mlp.gate.weight")
-        lr = optim.router_lr if router else optim.indexer_lr if is_indexer(name) else optim.adam_lr
-        decays = master.ndim >= 2 and not router
-        by_kind.setdefault((lr, optim.weight_decay if decays else 0.0), []).append(master)
-    for (lr, decay), params in by_kind.items():
-        yield {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": decay}
+        kind = "router_lr" if router else "indexer_lr" if is_indexer(name) else "adam_lr"
+        by_kind.setdefault((kind, master.ndim >= 2 and not router), []).append(master)
+    for (kind, decays), params in by_kind.items():
+        lr = getattr(optim, kind)
+        yield {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": optim.weight_decay if decays else 0.0}
 
 
 def _muon_groups(masters: dict[str, Tensor], config: ModelConfig, optim: OptimConfig) -> Iterable[dict[str, Any]]:

@@ -63,7 +63,7 @@ class Reporter:
 
     def __init__(self, directory: Path, step: int, *, tensorboard: bool = False, quiet: bool = False) -> None:
         self._metrics = MetricsFile(directory / "metrics.jsonl", step)
-        self._board = _tensorboard(directory) if tensorboard else None
+        self._board = _tensorboard(directory, step) if tensorboard else None
         self._console = Console(file=sys.stderr, quiet=quiet)
         self._live: Live | None = None
         self._last = 0.0
@@ -100,9 +100,9 @@ class Reporter:
             self._board.close()
 
 
-def _tensorboard(directory: Path) -> Any:
+def _tensorboard(directory: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise ValueError("TensorBoard is not installed; install `indexshare[tensorboard]` or leave it out") from error
-    return SummaryWriter(directory / "tensorboard")
+    return SummaryWriter(directory / "tensorboard", purge_step=step + 1)

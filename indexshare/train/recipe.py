@@ -11,8 +11,10 @@ from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
 from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.corpus import Document, Split, TextFolder, TokenCorpus, read_folder, split_documents
-from indexshare.train.data import Mixture, PackedText, RetrievalTasks
+from indexshare.train.data import Mixture, PackedText, RetrievalTasks, Source
 from indexshare.train.stages import Stage
+
+SOURCES = ("text", "retrieval")  # what a stage's mixture may name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,12 +45,30 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"recipe {self.name!r} has stages {names}; expected one or more, with unique names")
+        indexers = set(range(self.model.num_hidden_layers))
         for stage in self.stages:
-            if stage.sequence_length > self.model.max_position_embeddings:
-                raise ValueError(
-                    f"stage {stage.name!r} has rows of {stage.sequence_length} tokens; the model's context is "
-                    f"{self.model.max_position_embeddings}"
-                )
+            self._check(stage, indexers)
+            indexers = set(self.stage_model(stage).share_plan.full_layers)
+
+    def _check(self, stage: Stage, indexers: set[int]) -> None:
+        """Refuse now what would fail hours into the run; `indexers` are the layers that still have one."""
+        where = f"recipe {self.name!r}, stage {stage.name!r}"
+        if stage.sequence_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"{where} has rows of {stage.sequence_length} tokens; the model's context is "
+                f"{self.model.max_position_embeddings}"
+            )
+        unknown = sorted(set(stage.mixture) - set(SOURCES))
+        weights = stage.mixture.values()
+        if unknown or min(weights, default=0.0) < 0 or sum(weights) <= 0:
+            raise ValueError(
+                f"{where} has the mixture {stage.mixture}; expected weights of {SOURCES}, none negative, one positive"
+            )
+        if stage.mtp_weight > 0 and not self.model.num_nextn_predict_layers:
+            raise ValueError(f"{where} trains the draft layer, which the model lacks; set mtp_weight to 0")
+        lost = sorted(set(self.stage_model(stage).share_plan.full_layers) - indexers)
+        if lost:
+            raise ValueError(f"{where} has Full layers {lost} whose indexers an earlier stage dropped")
 
     def stage_model(self, stage: Stage) -> ModelConfig:
         """The model's configuration in a stage: the stage's share plan, or every layer Full."""
@@ -72,13 +92,11 @@ class PreparedData:
 
     def mixture(self, stage: Stage, seed: int) -> Mixture:
         """The stage's stream of batches."""
-        sources = {
+        sources: dict[str, Source] = {
             "text": PackedText(self.train, seed=seed),
             "retrieval": RetrievalTasks(self.tokenizer, seed=seed + 1),
         }
-        unknown = set(stage.mixture) - set(sources)
-        if unknown:
-            raise ValueError(f"stage {stage.name!r} mixes unknown sources {sorted(unknown)}; known: {sorted(sources)}")
+        assert set(sources) == set(SOURCES)
         return Mixture({name: sources[name] for name in stage.mixture}, stage.mixture, seed=seed)
 
 
@@ -88,6 +106,10 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
     Args:
         recipe: the run.
         directory: where tokenizer and token files are kept; they are reused if the data is the same.
+
+    Raises:
+        ValueError: no text, nothing on one side of the split, too little for the longest rows, or a tokenizer in
+            the directory that does not fit the model.
     """
     folder = Path(directory)
     split = split_documents(read_folder(recipe.text), recipe.text.held_out)
@@ -102,6 +124,9 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
             "delete the folder to train another"
         )
     train = TokenCorpus.build(split.train, tokenizer, folder / "train.bin")
+    for stage in recipe.stages:
+        if stage.mixture.get("text"):
+            PackedText(train, seed=0).check_length(stage.sequence_length + 1)
     held_out = TokenCorpus.build(split.held_out, tokenizer, folder / "held_out.bin")
     return PreparedData(
         tokenizer=tokenizer,

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from indexshare.config.share_plan import SharePlan
 from indexshare.train.optim import OptimConfig, Schedule
+
+Attention = Literal["full", "sparse"]
+Trains = Literal["all", "indexer"]
+IndexerLoss = Literal["none", "all", "selected"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +22,7 @@ class Stage:
         tokens: input tokens of the stage; rounded up to whole updates.
         sequence_length: input tokens per row.
         batch_tokens: input tokens per update.
-        micro_tokens: input tokens per forward pass; smaller costs time, larger memory.
+        micro_tokens: most input tokens per forward pass; smaller costs time, larger memory.
         mixture: source name -> weight (`text` and `retrieval`).
         attention: `full` attends to all earlier tokens; `sparse` to each layer's selection.
         trains: `all` parameters, or the `indexer` alone.
@@ -40,9 +44,9 @@ class Stage:
     batch_tokens: int
     micro_tokens: int = 8192
     mixture: dict[str, float] = field(default_factory=lambda: {"text": 0.95, "retrieval": 0.05})
-    attention: Literal["full", "sparse"] = "full"
-    trains: Literal["all", "indexer"] = "all"
-    indexer_loss: Literal["none", "all", "selected"] = "none"
+    attention: Attention = "full"
+    trains: Trains = "all"
+    indexer_loss: IndexerLoss = "none"
     indexer_weight: float = 1.0
     indexer_stride: int = 1
     plan: SharePlan | None = None
@@ -61,6 +65,21 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: batch_tokens {self.batch_tokens} is not a whole number of rows of "
                 f"{self.sequence_length} tokens"
+            )
+        for name, kinds in (("attention", Attention), ("trains", Trains), ("indexer_loss", IndexerLoss)):
+            if getattr(self, name) not in get_args(kinds):
+                raise ValueError(
+                    f"stage {self.name!r}: {name} is {getattr(self, name)!r}; expected one of {get_args(kinds)}"
+                )
+        if self.mtp_weight < 0 or not 0.0 <= self.mtp_from <= 1.0:
+            raise ValueError(
+                f"stage {self.name!r}: mtp_weight {self.mtp_weight} and mtp_from {self.mtp_from}; expected a weight "
+                "of zero or more and a part of the stage between 0 and 1"
+            )
+        if self.mtp_steps >= self.sequence_length:
+            raise ValueError(
+                f"stage {self.name!r}: {self.mtp_steps} draft steps need rows of more than that many tokens, "
+                f"sequence_length is {self.sequence_length}"
             )
         if self.trains == "indexer" and self.indexer_loss == "none":
             raise ValueError(f"stage {self.name!r} trains the indexer alone but has no indexer loss")

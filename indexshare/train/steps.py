@@ -116,7 +116,7 @@ class Workers:
 
     On a few cores this beats splitting every small product over the cores: nothing waits at a barrier, and other
     programs on the machine slow it down in proportion only. Shares are added in the order of the micro-batches, so
-    the result does not depend on the number of workers.
+    the result depends on the number of workers by rounding only, and not at all on which of them is faster.
 
     Args:
         count: micro-batches at a time; 1 runs them in the calling thread with all compute threads.
@@ -126,6 +126,7 @@ class Workers:
         if count < 1:
             raise ValueError(f"{count} workers; expected at least 1")
         start = partial(torch.set_num_threads, 1)
+        self.count = count
         self._pool = ThreadPoolExecutor(count, initializer=start) if count > 1 else None
 
     def map(self, function: Callable[[Tensor], _Share], items: Sequence[Tensor]) -> Iterable[_Share]:
@@ -158,7 +159,9 @@ def train_batch(
     loads: dict[int, Tensor] = {}
     drafts = stage.trains_draft(stage_step)
     job = partial(_micro_batch, model, optimizer.parameters, stage, batch.shape[0], drafts)
-    for share in (workers or Workers(1)).map(job, batch.split(stage.micro_rows)):
+    workers = workers or Workers(1)
+    rows = min(stage.micro_rows, -(-batch.shape[0] // workers.count))  # no worker stays idle
+    for share in workers.map(job, batch.split(rows)):
         optimizer.accumulate(share.grads)
         for key, value in share.sums.items():
             sums[key] += value
