@@ -62,9 +62,9 @@ def stages(plan: SharePlan) -> tuple[Stage, ...]:
             optim=OptimConfig(indexer_lr=5e-3),
         ),
         sparse(
-            tokens=384 * K,
+            tokens=256 * K,
             sequence_length=2 * K,
-            batch_tokens=16 * K,
+            batch_tokens=8 * K,
             micro_tokens=2 * K,
             indexer_stride=4,
             mixture={"text": 0.85, "retrieval": 0.15},
@@ -74,9 +74,9 @@ def stages(plan: SharePlan) -> tuple[Stage, ...]:
         ),
         index_share(
             plan,
-            tokens=640 * K,
+            tokens=512 * K,
             sequence_length=8 * K,
-            batch_tokens=32 * K,
+            batch_tokens=16 * K,
             micro_tokens=8 * K,
             indexer_stride=4,
             mixture={"text": 0.85, "retrieval": 0.15},

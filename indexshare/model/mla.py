@@ -20,8 +20,6 @@ from indexshare.model.selection import Selection, dense_rows
 LATENT_NORM_EPS = 1e-6  # transformers builds both inner norms with its default, not with rms_norm_eps
 # Keys and values expanded for one dense pass may take at most this; beyond it the absorbed form is used.
 EXPANSION_BYTES = 256 << 20
-# Training: a gathered key costs about this many masked ones, forward and backward together (two cores, bfloat16).
-GATHER_COST = 64
 
 
 class MLA(nn.Module):
@@ -106,7 +104,7 @@ class MLA(nn.Module):
         """Output `[N, hidden]` of queries `[N, A, E + P]`: full attention up to the limit, the selection beyond it."""
         length = self._whole_sequences(view, selection)
         if length:
-            return self.o_proj(self._attend_whole(q, view.pool(layer), length, selection).flatten(1))
+            return self.o_proj(self._attend_whole(q, view.pool(layer), length).flatten(1))
         sparse = None
         if selection.num_rows:
             q_sparse = q if selection.num_rows == q.shape[0] else q[selection.rows]
@@ -127,29 +125,19 @@ class MLA(nn.Module):
         return self.o_proj(out.flatten(1))
 
     def _whole_sequences(self, view: BatchView, selection: Selection) -> int:
-        """Length of the sequences if this is a training pass over equal whole ones that is best done expanded, else 0.
-
-        Masking out what is not selected costs about one unit of work per key, gathering about `GATHER_COST` per
-        selected key.
-        """
-        if not torch.is_grad_enabled() or not isinstance(view, InFlightView):
+        """Length of the sequences if this is a training pass over equal whole ones with full attention, else 0."""
+        if selection.num_rows or not torch.is_grad_enabled() or not isinstance(view, InFlightView):
             return 0
         length = view.spans[0].length
-        equal = all(span.length == length for span in view.spans)
-        widest = GATHER_COST * selection.slots.shape[1] if selection.num_rows else EXPANSION_BYTES
-        return length if equal and length <= widest else 0
+        return length if all(span.length == length for span in view.spans) else 0
 
-    def _attend_whole(self, q: Tensor, latents: Tensor, length: int, selection: Selection) -> Tensor:
+    def _attend_whole(self, q: Tensor, latents: Tensor, length: int) -> Tensor:
         """Expanded causal attention `[N, A, V]` of sequences of one length, all in one batch."""
         up = self.kv_b_proj(latents[:, : self.rank]).view(-1, length, self.num_heads, self.nope_dim + self.value_dim)
         key_nope, value = up.split((self.nope_dim, self.value_dim), dim=-1)
         key_rope = latents[:, None, self.rank :].expand(-1, self.num_heads, -1).view(*key_nope.shape[:3], -1)
         key = torch.cat((key_nope, key_rope), dim=-1)
-        selected = None
-        if selection.num_rows:
-            selected = selection.positions.view(key.shape[0], length - selection.limit, -1)
-        out = ops.causal_attention(q.view(key.shape), key, value, self.scale, selected=selected, limit=selection.limit)
-        return out.flatten(0, 1)
+        return ops.causal_attention(q.view(key.shape), key, value, self.scale).flatten(0, 1)
 
     def _attend_dense(self, q: Tensor, latents: Tensor, span: Span, rows: int) -> Tensor:
         """Causal attention `[rows, A, V]` of a span's leading rows, in whichever form multiplies less."""

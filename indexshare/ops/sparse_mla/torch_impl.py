@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from indexshare.ops.elementwise import wide
+
 # Gathered latents of one chunk of queries; about the size of a last-level cache.
 CHUNK_BYTES = 16 << 20
 
@@ -49,25 +51,42 @@ def _attend(q: Tensor, keys: Tensor, slots: Tensor, scale: float, value_dim: int
 class _SparseMLA(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:  # type: ignore[override]
-        ctx.save_for_backward(q, pool, slots)
-        ctx.scale, ctx.value_dim = scale, value_dim
         with torch.no_grad():
-            return sparse_mla(q, pool, slots, scale, value_dim)
+            out = sparse_mla(q, pool, slots, scale, value_dim)
+        ctx.save_for_backward(q, pool, slots, out)
+        ctx.scale = scale
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, pool, slots = ctx.saved_tensors
+        q, pool, slots, out = ctx.saved_tensors
         d_q = torch.empty_like(q)
-        d_pool = torch.zeros(pool.shape, dtype=torch.float32 if pool.dtype != torch.float64 else pool.dtype)
+        d_pool = torch.zeros(pool.shape, dtype=wide(pool.dtype), device=pool.device)
         for c in _chunks(q, slots):
-            with torch.enable_grad():
-                q_c = q[c].detach().requires_grad_()
-                keys = _gather(pool, slots[c]).detach().requires_grad_()
-                out = _attend(q_c, keys, slots[c], ctx.scale, ctx.value_dim)
-            d_q[c], d_keys = torch.autograd.grad(out, (q_c, keys), grad[c])
+            d_q[c], d_keys = _attend_backward(q[c], _gather(pool, slots[c]), slots[c], out[c], grad[c], ctx.scale)
             rows = slots[c].clamp_min(0).flatten()  # masked slots have zero gradient
             d_pool.index_add_(0, rows, d_keys.flatten(0, 1).to(d_pool.dtype))
         return d_q, d_pool.to(pool.dtype), None, None, None
+
+
+def _attend_backward(
+    q: Tensor, keys: Tensor, slots: Tensor, out: Tensor, grad: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of one chunk for q `[c, A, C + P]` and keys `[c, k, C + P]`, given the output and its gradient.
+
+    Batched products over queries; the fused kernel's backward pass is several times slower for single queries.
+    """
+    value_dim = out.shape[-1]
+    scores = torch.bmm(q * scale, keys.mT)
+    chosen = slots >= 0
+    if not bool(chosen.all()):
+        scores = scores.masked_fill(~chosen[:, None], -torch.inf)
+    weights = scores.softmax(-1).masked_fill(~chosen.any(-1)[:, None, None], 0.0)
+    inner = (grad.to(wide(grad.dtype)) * out).sum(-1, keepdim=True)
+    d_scores = torch.bmm(grad, keys[..., :value_dim].mT).to(inner.dtype).sub_(inner).to(q.dtype).mul_(weights)
+    d_keys = torch.bmm(d_scores.mT, q * scale)
+    d_keys[..., :value_dim] += torch.bmm(weights.mT, grad)
+    return torch.bmm(d_scores, keys).mul_(scale), d_keys
 
 
 def dense_attention(q: Tensor, k: Tensor, v: Tensor, first: int, scale: float) -> Tensor:
