@@ -55,7 +55,7 @@ def complete(
     cursor = read_cursor(place)
     tokenizer = options.tokenizer()
     budget = _budget(max_context_tokens, options, sampling.max_tokens)
-    packed = _pack(cursor, cursor.path.parent if context is None else context, tokenizer, budget)
+    packed = _pack(cursor, context, tokenizer, budget)
     prompt = encode_context(packed, tokenizer)
     if not json:
         _announce(cursor, packed)
@@ -100,12 +100,13 @@ def _budget(wanted: int | None, options: ModelOptions, max_tokens: int) -> int:
     return min(DEFAULT_CONTEXT_TOKENS, room) if wanted is None else wanted
 
 
-def _pack(cursor: Cursor, root: Path, tokenizer: Tokenizer, budget: int) -> PackedContext:
+def _pack(cursor: Cursor, root: Path | None, tokenizer: Tokenizer, budget: int) -> PackedContext:
     from indexshare.engine.completion_context import pack_context
     from indexshare.engine.source_tree import read_tree
     from indexshare.tokenizer import file_header
 
-    tree = read_tree(root)
+    # A new file alone in its folder is no mistake; a folder that was named and holds no text is one.
+    tree = read_tree(cursor.path.parent if root is None else root, may_be_empty=root is None)
     return pack_context(
         tree.files,
         target_name=tree.name_of(cursor.path),

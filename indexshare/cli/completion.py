@@ -30,7 +30,7 @@ class ModelOptions:
     model
         Name of a shipped model, or a model directory.
     dtype
-        Type of the weights in memory: float32 or bfloat16. As stored unless given.
+        Type of the weights in memory: float32 or bfloat16. Unless given, float32 on a CPU, else as stored.
     device
         Where to run: cpu, cuda, cuda:1, ...
     full_attention_below

@@ -22,6 +22,7 @@ def evaluate(
     text: Path | None = None,
     max_tokens: int = 8192,
     dtype: str | None = None,
+    device: str = "cpu",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Score a model on held-out files: bits per byte against xz, against full attention, and by position.
@@ -36,16 +37,21 @@ def evaluate(
     max_tokens
         Longest context; longer files are scored in stretches of it.
     dtype
-        float32 or bfloat16; as stored unless given.
+        float32 or bfloat16; unless given, float32 on a CPU, else as stored.
+    device
+        Where to run: cpu, cuda, cuda:1, ...
     json
         Print one JSON object instead of tables.
     """
+    from indexshare.cli.completion import check_device
     from indexshare.config.shipped import model_directory
+    from indexshare.engine.llm import running_dtype
     from indexshare.eval.held_out import evaluate_held_out, held_out_documents
     from indexshare.model.weights import load_model
     from indexshare.tokenizer import Tokenizer
     from indexshare.train.corpus import TextFolder, read_folder
 
+    check_device(device)
     directory = model_directory(model)
     if text is not None:
         documents = read_folder(TextFolder(path=str(text)))
@@ -54,7 +60,7 @@ def evaluate(
     err = console(stderr=True)
     with err.status("scoring") as status:
         report = evaluate_held_out(
-            load_model(model, dtype=dtype),
+            load_model(model, dtype=running_dtype(dtype, device), device=device),
             Tokenizer.load(directory),
             documents,
             max_tokens=max_tokens,

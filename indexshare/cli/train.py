@@ -58,6 +58,7 @@ def train(
     folder = Path("runs") / chosen.name if out is None else out
     again = ["indexshare", "train", str(recipe), "--out", str(folder)]
     again += ["--part", str(part)] if part != 1.0 else []
+    again += ["--device", device] if device != "cpu" else []
     model = run(
         chosen if part == 1.0 else chosen.scaled(part),
         folder,

@@ -58,7 +58,8 @@ _CARRIED = frozenset(
         "scale_fmt",
     ]
 )
-# Keys whose value follows from other fields; they are checked where a wrong value would matter, and derived on writing.
+# Keys whose value follows from other fields and is derived on writing. `head_dim` is ignored on reading (GLM-5.2's is
+# misleading), so is `first_k_dense_replace` beside `mlp_layer_types`: transformers writes its default there.
 _DERIVED = frozenset(
     ["head_dim", "qk_head_dim", "num_key_value_heads", "layer_types", "num_experts", "num_local_experts"]
 )
@@ -157,6 +158,8 @@ class ModelConfig:
                 f"num_nextn_predict_layers is {self.num_nextn_predict_layers!r}; "
                 "expected 0 or 1 (one draft layer, run for several steps)"
             )
+        if isinstance(self.n_shared_experts, bool) or not isinstance(self.n_shared_experts, int):
+            raise ValueError(f"n_shared_experts is {self.n_shared_experts!r}; expected an integer")
         if self.n_shared_experts < 0:
             raise ValueError(f"n_shared_experts is {self.n_shared_experts}; expected 0 or more")
         if self.qk_rope_head_dim % 2:
@@ -243,6 +246,7 @@ class ModelConfig:
             ValueError: another architecture, an unknown key (the nearest known one is named), or a bad value.
         """
         data = dict(data)
+        _check_shapes(data)
         model_type = data.get("model_type")
         if model_type not in ARCHITECTURES:
             raise ValueError(f"model_type is {model_type!r}; this package implements {sorted(ARCHITECTURES)}")
@@ -255,11 +259,10 @@ class ModelConfig:
         for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
             if key in data:
                 values[key] = tuple(data[key]) if isinstance(data[key], list) else data[key]
-        extra = {key: data[key] for key in _CARRIED | {"moe_router_dtype"} if key in data}
+        extra = {key: data[key] for key in _CARRIED if key in data}
         _refuse_unknown(data, own)
         values["dtype"] = data.get("dtype") or data.get("torch_dtype") or "bfloat16"
-        if "num_experts" in data and "n_routed_experts" not in data:
-            values["n_routed_experts"] = data["num_experts"]
+        _take_expert_count(data, values)
         values["rope_parameters"] = RopeParameters.from_public(data)
         layers = values.get("num_hidden_layers", cls.num_hidden_layers)
         plan = SharePlan.from_spellings(
@@ -322,6 +325,38 @@ class ModelConfig:
         except ValueError:
             return False
         return True
+
+
+def _check_shapes(data: dict[str, Any]) -> None:
+    """Refuse lists, objects and words where the public file has something else, before anything is made of them."""
+    lists = ("indexer_types", "mlp_layer_types", "layer_types", "architectures")
+    objects = ("rope_parameters", "rope_scaling", "quantization_config")
+    integers = ("index_topk_freq", "index_skip_topk_offset", "first_k_dense_replace", "num_experts", "qk_head_dim")
+    for keys, kind, expected in (
+        (lists, list, "a list"),
+        (objects, dict, "an object"),
+        (integers, int, "an integer"),
+        (("model_type", "dtype", "torch_dtype"), str, "a string"),
+        (("index_topk_pattern",), (str, list), "a string of F and S"),
+    ):
+        for key in keys:
+            value = data.get(key)
+            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+                raise ValueError(f"{key} is {value!r}; expected {expected}")
+    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        ids = data.get(key) if isinstance(data.get(key), list) else [data.get(key)]
+        for value in ids or ():
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ValueError(f"{key} is {data[key]!r}; expected an id of 0 or more, or a list of them")
+
+
+def _take_expert_count(data: dict[str, Any], values: dict[str, Any]) -> None:
+    """`num_experts` and `num_local_experts` are other names of `n_routed_experts`; two that disagree are refused."""
+    for key in ("num_experts", "num_local_experts"):
+        if data.get(key) is not None:
+            if data.get("n_routed_experts") not in (None, data[key]):
+                raise ValueError(f"{key} is {data[key]}, but n_routed_experts is {data['n_routed_experts']}; keep one")
+            values["n_routed_experts"] = data[key]
 
 
 def _refuse_unknown(data: dict[str, Any], own: set[str]) -> None:

@@ -34,6 +34,10 @@ class RopeParameters:
     def __post_init__(self) -> None:
         if self.rope_type not in ("default", "yarn"):
             raise ValueError(f"rope_type is {self.rope_type!r}; this package implements 'default' and 'yarn'")
+        for name in ("rope_theta", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise ValueError(f"{name} is {value!r}; expected a number")
         if not self.rope_theta > 1:
             raise ValueError(f"rope_theta is {self.rope_theta!r}; expected a number above 1")
         if self.rope_type == "yarn" and not self.factor >= 1:
@@ -57,7 +61,7 @@ class RopeParameters:
             raise ValueError(
                 f"unknown key {unknown[0]!r} in rope_parameters; known are {sorted(cls.__dataclass_fields__)}"
             )
-        return cls(rope_theta=float(theta), **{key: value for key, value in nested.items() if value is not None})
+        return cls(rope_theta=theta, **{key: value for key, value in nested.items() if value is not None})
 
     def to_public(self) -> dict[str, Any]:
         """The `rope_parameters` object of `config.json`."""

@@ -166,7 +166,8 @@ class Engine:
     def step(self) -> None:
         """Compute one batch; chunks appear in the generations concerned.
 
-        A failure inside (or Ctrl+C) leaves every request where it was before the step.
+        A failure while computing (or Ctrl+C) leaves every request where it was before the step. Ctrl+C in the
+        instant in which tokens are handed out may cut a chunk off: abort the requests then, as `LLM` does.
         """
         with self._lock:
             rows = self.scheduler.schedule()

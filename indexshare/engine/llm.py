@@ -29,8 +29,8 @@ class LLM:
         model: name of a shipped model, a Hugging Face directory, or a model already in memory.
         tokenizer: its tokenizer, or the directory of one; by default the one in the model's directory if it
             has any. Without a tokenizer, prompts are token ids and texts are empty.
-        dtype: type to load the weights in (a torch dtype or its name); by default as stored. Not with a model
-            in memory.
+        dtype: type to load the weights in (a torch dtype or its name); by default float32 on a CPU, where text then
+            does not depend on chunks and batches, and as stored elsewhere. Not with a model in memory.
         device: where to load them. Not with a model in memory.
         max_context: most positions of one sequence; by default all that the model was made for.
         cache_tokens: tokens that the cache holds over all sequences; by default four full contexts within
@@ -64,8 +64,9 @@ class LLM:
             prefill_chunk=prefill_chunk,
             max_batch=max_batch,
         )
-        if isinstance(full_attention_below, bool) or full_attention_below < 0:
-            raise ValueError(f"full_attention_below is {full_attention_below!r}; expected 0 or more")
+        below = full_attention_below
+        if isinstance(below, bool) or not isinstance(below, int) or below < 0:
+            raise ValueError(f"full_attention_below is {below!r}; expected an integer, 0 or more")
         if threads is not None:
             _check_settings(threads=threads)
             torch.set_num_threads(threads)
@@ -219,6 +220,14 @@ def _check_settings(**settings: Any) -> None:
             raise ValueError(f"{name} is {value!r}; expected an integer, 1 or more")
 
 
+def running_dtype(dtype: torch.dtype | str | None, device: torch.device | str) -> torch.dtype | str | None:
+    """The type to run in when none is asked for: float32 on a CPU, as stored (None) elsewhere.
+
+    In bfloat16 the last bits of a product depend on how many rows it has, and greedy text on them (`docs/LOG.md`).
+    """
+    return torch.float32 if dtype is None and torch.device(device).type == "cpu" else dtype
+
+
 def _load(
     model: str | Path | GlmMoeDsa,
     tokenizer: Tokenizer | str | Path | None,
@@ -228,7 +237,8 @@ def _load(
     """The model in evaluation mode and its tokenizer."""
     if isinstance(model, str | Path):
         directory = model_directory(model)
-        loaded = load_model(directory, dtype=dtype, device="cpu" if device is None else device)
+        device = "cpu" if device is None else device
+        loaded = load_model(directory, dtype=running_dtype(dtype, device), device=device)
         if tokenizer is None and (directory / "tokenizer.json").is_file():
             tokenizer = directory
     else:
@@ -252,8 +262,12 @@ def _as_batch(prompts: Any) -> list[Any]:
     items = list(prompts)
     if not items:
         raise ValueError("prompts is empty; expected a text, token ids, or a list of either")
-    nested = any(isinstance(item, str) or hasattr(item, "__len__") for item in items)
-    return items if nested else [items]
+    return items if any(map(_is_prompt, items)) else [items]
+
+
+def _is_prompt(item: Any) -> bool:
+    """Whether an element of a list is itself a prompt, not one id; a tensor without dimensions is an id."""
+    return hasattr(item, "__len__") and getattr(item, "ndim", 1) > 0
 
 
 def _as_settings(params: Any, count: int) -> list[SamplingParams]:

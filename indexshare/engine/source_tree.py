@@ -47,12 +47,15 @@ class SourceTree:
     skipped: tuple[SkippedFile, ...]
 
     def name_of(self, path: Path) -> str:
-        """The name under which a path of this tree is shown; outside the tree, the bare file name."""
+        """The name under which a path of this tree is shown; outside the tree, the bare file name.
+
+        Where a file of the tree has that bare name, the full path: one of the two would be taken for the other.
+        """
         base = naming_base(self.root)
         resolved = path.resolve()
         if resolved.is_relative_to(self.root.resolve()):
             return resolved.relative_to(base.resolve()).as_posix()
-        return path.name
+        return resolved.as_posix() if path.name in {file.name for file in self.files} else path.name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +148,7 @@ def read_tree(
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
     max_tree_bytes: int = MAX_TREE_BYTES,
+    may_be_empty: bool = False,
 ) -> SourceTree:
     """Read every text file below a folder, in the order of names.
 
@@ -153,7 +157,7 @@ def read_tree(
 
     Raises:
         FileNotFoundError, NotADirectoryError: `root` is not a folder.
-        ValueError: it holds no text file at all.
+        ValueError: it holds no text file at all, unless it `may_be_empty`.
     """
     if not root.exists():
         raise FileNotFoundError(f"the context folder {root} does not exist")
@@ -179,7 +183,7 @@ def read_tree(
         taken.add(resolved)
         total += len(text)
         files.append(SourceFile(name=name, text=text.rstrip("\n") + "\n"))
-    if not files:
+    if not files and not may_be_empty:
         why = f": {skipped[0].name}: {skipped[0].reason}" if skipped else ""
         more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
         raise ValueError(f"the context folder {root} holds no text files{why}{more}")

@@ -52,8 +52,10 @@ class GlmMoeDsa(nn.Module):
         Raises:
             ValueError: wrong rank, ids out of range, a mask of another shape, or a sequence without a real token.
         """
-        if token_ids.dim() != 2:
-            raise ValueError(f"token_ids has shape {tuple(token_ids.shape)}; expected [batch, sequence]")
+        if token_ids.dim() != 2 or token_ids.numel() == 0:
+            raise ValueError(
+                f"token_ids has shape {tuple(token_ids.shape)}; expected [batch, sequence], both at least 1"
+            )
         if attention_mask is None:
             attention_mask = torch.ones_like(token_ids)
         if attention_mask.shape != token_ids.shape:
@@ -102,8 +104,14 @@ class GlmMoeDsa(nn.Module):
 
     def check_ids(self, token_ids: Tensor, view: BatchView) -> None:
         """Refuse ids outside the vocabulary and batches that do not match their view (`ValueError`)."""
+        if token_ids.dtype not in (torch.int64, torch.int32):
+            raise ValueError(f"token_ids has dtype {token_ids.dtype}; expected integers (int64)")
         if token_ids.dim() != 1 or token_ids.numel() != view.num_rows:
             raise ValueError(f"token_ids has shape {tuple(token_ids.shape)}; the view has {view.num_rows} rows")
+        longest = max((span.total for span in view.spans), default=0)
+        if longest > self.config.max_position_embeddings:
+            context = self.config.max_position_embeddings
+            raise ValueError(f"a sequence has {longest} tokens, the model's context is {context}; shorten it")
         if token_ids.numel():
             low, high = (int(v) for v in token_ids.aminmax())
             if low < 0 or high >= self.config.vocab_size:

@@ -29,6 +29,17 @@ class DraftState:
     hidden: Tensor
     selection: Selection
 
+    def at(self, rows: Tensor) -> DraftState:
+        """The state of some rows alone, int64 `[M]` ascending: the anchors from which drafting goes on."""
+        chosen = torch.isin(self.selection.rows, rows)
+        selection = Selection(
+            self.selection.limit,
+            torch.searchsorted(rows, self.selection.rows[chosen]),
+            self.selection.positions[chosen],
+            self.selection.slots[chosen],
+        )
+        return DraftState(self.hidden[rows], selection)
+
 
 class MTPLayer(nn.Module):
     """Embedding and language-model head are the trunk's; everything else is the layer's own."""
@@ -74,7 +85,8 @@ class MTPLayer(nn.Module):
         Args:
             embeddings: `[N, hidden]`, embedding of the token `step` places after each row's.
             state: result of the step before, on the same rows.
-            view: the view of step 1 (every row is its own anchor), or one whose rows are the anchors alone.
+            view: the view of step 1 (every row is its own anchor), or one whose rows are the anchors alone
+                (then `state` is that of `DraftState.at`).
             step: at least 2; the rotary position is the anchor's plus `step - 1`.
         """
         if step < 2:

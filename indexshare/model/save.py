@@ -5,6 +5,7 @@ import errno
 import functools
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
 )
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _SAVED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -109,7 +111,7 @@ def _generation_config(config: ModelConfig) -> dict[str, Any]:
 
 
 def _is_weight_file(name: str) -> bool:
-    return name in (SINGLE_FILE, INDEX_FILE) or (name.startswith("model-") and name.endswith(".safetensors"))
+    return name in (SINGLE_FILE, INDEX_FILE) or _SHARD.fullmatch(name) is not None
 
 
 def _is_ours(name: str) -> bool:

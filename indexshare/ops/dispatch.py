@@ -48,9 +48,11 @@ def force(name: str) -> Iterator[None]:
 
 def explain() -> list[dict[str, str]]:
     """One row per operation: its name, the implementation in use, and why."""
-    forced = _forced.get()
-    reason = "forced" if forced else "fastest implementation in this version"
-    return [{"op": op, "implementation": _name(table), "reason": reason} for op, table in _IMPLEMENTATIONS.items()]
+    rows = []
+    for op, table in _IMPLEMENTATIONS.items():
+        reason = "forced" if _forced.get() in table else "fastest implementation in this version"
+        rows.append({"op": op, "implementation": _name(table), "reason": reason})
+    return rows
 
 
 def _name(table: dict[str, Callable[..., Any]]) -> str:

@@ -12,7 +12,6 @@ from indexshare import GlmMoeDsa, load_model, save_model
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import InFlightView
 from indexshare.model.mtp import DraftState
-from indexshare.model.selection import Selection
 from indexshare.model.tensor_files import SINGLE_FILE
 from tests.parity.mtp_reference import NaiveDraftLayer
 from tests.tolerance import TOL
@@ -80,14 +79,6 @@ def test_every_step_from_every_anchor(tmp_path: Path, name: str, kind: str) -> N
             torch.testing.assert_close(logits, torch.from_numpy(array @ head.T), **tolerance)
 
 
-def anchor_state(state: DraftState, row: int) -> DraftState:
-    """What an engine keeps of step 1: the anchor's hidden state and its list."""
-    chosen = state.selection
-    at = (chosen.rows == row).nonzero()[:, 0]
-    only = Selection(chosen.limit, torch.zeros(len(at), dtype=torch.int64), chosen.positions[at], chosen.slots[at])
-    return DraftState(state.hidden[row : row + 1], only)
-
-
 @torch.no_grad()
 def drafted(model: GlmMoeDsa, tokens: torch.Tensor, hidden: torch.Tensor, anchor: int) -> list[torch.Tensor]:
     """Draft from one anchor through a paged cache whose every slot after the anchor holds NaN."""
@@ -97,7 +88,7 @@ def drafted(model: GlmMoeDsa, tokens: torch.Tensor, hidden: torch.Tensor, anchor
     for pool in (cache.latent_pool(layer), cache.index_key_pool(layer)):
         pool.fill_(float("nan"))
     first = model.mtp(embeddings_of(model, tokens, 1, rows), hidden[:rows], cache.view([table], [(0, rows)]))
-    state = anchor_state(first, anchor)
+    state = first.at(torch.tensor([anchor]))
     results = [state.hidden]
     view = cache.view([table], [(anchor, 1)])
     for step in range(2, STEPS + 1):

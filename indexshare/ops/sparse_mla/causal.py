@@ -38,7 +38,10 @@ def _bounds(length: int) -> list[tuple[int, int]]:
 
 
 def _probabilities(q: Tensor, k: Tensor, start: int, stop: int, scale: float) -> Tensor:
-    """`[B * A, stop - start, stop]` from queries and keys `[B * A, S, X]`; the softmax itself is float32 inside."""
+    """`[B * A, stop - start, stop]` from queries and keys `[B * A, S, X]`.
+
+    The softmax is computed in float32, but of logits that a bfloat16 product has rounded; `docs/LOG.md` has the price.
+    """
     scores = torch.bmm(q[:, start:stop] * scale, k[:, :stop].mT)
     future = scores.new_full((stop - start, stop - start), -torch.inf).triu_(1)
     scores[:, :, start:].add_(future)

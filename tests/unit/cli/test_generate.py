@@ -118,6 +118,19 @@ def test_complete_puts_the_tree_into_the_context(run: Run, model_dir: Path, sour
     assert f"{expected:,} tokens of context from 3 files" in streamed.err
 
 
+def test_complete_a_file_that_stands_alone(run: Run, model_dir: Path, tmp_path: Path) -> None:
+    """A new, empty file is completed from its name; a file of the same name elsewhere stays in the context."""
+    new, other = tmp_path / "alone" / "new.py", tmp_path / "tree" / "new.py"
+    for path, text in ((new, ""), (other, "x = 1\n")):
+        path.parent.mkdir()
+        path.write_text(text)
+    options = ("--model", model_dir, "-n", 2, "--json")
+    facts = json.loads(run("complete", new, *options).out)
+    assert [f["name"] for f in facts["files"]] == ["new.py"]
+    facts = json.loads(run("complete", new, *options, "--context", other.parent).out)
+    assert [f["name"] for f in facts["files"]] == ["new.py", new.resolve().as_posix()]
+
+
 def test_complete_holds_its_budget(run: Run, model_dir: Path, source_dir: Path) -> None:
     options = ("--context", source_dir, "--model", model_dir, "-n", 4, "--json", "--max-context-tokens")
     for budget in (200, 400, 4092):

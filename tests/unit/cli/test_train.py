@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from indexshare.cli import completion
 from indexshare.train import loop
 
 RECIPE = """
@@ -69,9 +70,13 @@ def test_a_stop_names_the_command_that_goes_on(
         seen.update(settings)
 
     monkeypatch.setattr(loop, "run", stopped)
+    monkeypatch.setattr(completion, "check_device", lambda name: None)
     result = run("train", recipe, "--out", tmp_path / "o ut", "--part", 0.5)
     assert (result.code, result.out) == (130, "")
-    assert seen["resume_command"] == f"indexshare train {recipe} --out '{tmp_path / 'o ut'}' --part 0.5"
+    same = f"indexshare train {recipe} --out '{tmp_path / 'o ut'}'"
+    assert seen["resume_command"] == f"{same} --part 0.5"
+    run("train", recipe, "--out", tmp_path / "o ut", "--device", "cuda:1")
+    assert seen["resume_command"] == f"{same} --device cuda:1"
 
 
 @pytest.mark.parametrize(

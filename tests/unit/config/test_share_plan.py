@@ -10,6 +10,7 @@ from indexshare.config import SharePlan, preset
 def test_glm_52_is_full_at_the_published_layers() -> None:
     assert preset("glm-5.2").share_plan.full_layers == (0, 1, *range(2, 75, 4))
     assert SharePlan.uniform(78, every=4, offset=3) == preset("glm-5.2").share_plan
+    assert SharePlan.from_config(preset("glm-5.2")) == preset("glm-5.2").share_plan
 
 
 def test_sources_and_groups() -> None:

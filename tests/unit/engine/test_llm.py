@@ -244,6 +244,16 @@ def test_parameters_may_differ_by_prompt(model: GlmMoeDsa, prompts: list[list[in
         llm.generate(prompts[0], [{"max_tokens": 3}])  # type: ignore[list-item]
 
 
+def test_tensors_and_arrays_are_prompts_and_batches(model: GlmMoeDsa) -> None:
+    llm = LLM(model, cache_tokens=256)
+    expected = tokens(llm.generate([[1, 2, 3], [4, 5, 6]], GREEDY))
+    two = torch.tensor([[1, 2, 3], [4, 5, 6]])
+    for batch in (two, list(two), two.numpy(), [two[0].numpy(), range(4, 7)]):
+        assert tokens(llm.generate(batch, GREEDY)) == expected  # type: ignore[arg-type]
+    for one in (two[0], list(two[0]), two[0].numpy(), list(two[0].numpy())):
+        assert tokens(llm.generate(one, GREEDY)) == expected[:1]  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("prompt", "words"),
     [
@@ -288,6 +298,8 @@ def test_requests_that_cannot_run_are_refused(model: GlmMoeDsa) -> None:
         ({"max_batch": 1.5}, "max_batch is 1.5"),
         ({"threads": 0}, "threads is 0"),
         ({"full_attention_below": -1}, "full_attention_below is -1"),
+        ({"full_attention_below": 0.5}, "full_attention_below is 0.5"),
+        ({"full_attention_below": "9"}, "full_attention_below is '9'"),
         ({"dtype": torch.float32}, "dtype and device apply to a model that is loaded"),
     ],
 )

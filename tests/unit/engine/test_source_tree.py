@@ -38,6 +38,13 @@ def test_a_package_names_its_files_as_they_are_imported(tmp_path: Path) -> None:
     assert names(tree) == ["pkg/__init__.py", "pkg/sub/mod.py"]
     assert tree.name_of(target) == "pkg/sub/mod.py"
     assert tree.name_of(tmp_path / "elsewhere.py") == "elsewhere.py"
+    assert tree.name_of(write(tmp_path / "other", "pkg/sub/mod.py")) == "mod.py"
+
+
+def test_a_file_outside_is_not_taken_for_one_of_the_same_name(tmp_path: Path) -> None:
+    write(tmp_path, "tree/a.py")
+    outside = write(tmp_path, "a.py")
+    assert read_tree(tmp_path / "tree").name_of(outside) == outside.resolve().as_posix()
 
 
 def test_relative_roots_and_the_current_folder_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +155,8 @@ def test_a_folder_without_text_is_an_error(tmp_path: Path) -> None:
     write(tmp_path, "b.bin", b"\0")
     with pytest.raises(ValueError, match=r"no text files: a\.bin: binary .* and 1 more"):
         read_tree(tmp_path)
+    tree = read_tree(tmp_path, may_be_empty=True)
+    assert (names(tree), len(tree.skipped)) == ([], 2)
 
 
 def test_a_missing_folder_and_a_file_are_errors(tmp_path: Path) -> None:

@@ -129,6 +129,9 @@ def test_bias_of_the_router_stays_float32() -> None:
         (torch.tensor([[0, 256]]), "token id 256 is outside"),
         (torch.tensor([[-1, 5]]), "token id -1"),
         (torch.tensor([1, 2]), "expected \\[batch, sequence\\]"),
+        (torch.empty(0, 4).long(), "both at least 1"),
+        (torch.zeros(1, 4), "expected integers"),
+        (torch.zeros(1, 4097).long(), "4097 tokens, the model's context is 4096"),
     ],
 )
 def test_bad_ids_are_refused(ids: torch.Tensor, message: str) -> None:

@@ -111,12 +111,14 @@ def test_other_files_stay_and_stale_weights_go(tmp_path: Path) -> None:
     folder = tmp_path / "m"
     save_model(random_model(), folder, max_shard_bytes=60_000)
     (folder / "README.md").write_text("card")
+    (folder / "model-notes.safetensors").write_text("not a shard")
     (folder / "logs").mkdir()
     (folder / "logs" / "x").write_text("log")
     model = random_model(seed=1)
     save_model(model, folder)
     names = sorted(p.name for p in folder.iterdir())
-    assert names == ["README.md", "config.json", "generation_config.json", "logs", SINGLE_FILE]
+    kept = ["README.md", "logs", "model-notes.safetensors"]
+    assert names == sorted([*kept, "config.json", "generation_config.json", SINGLE_FILE])
     assert_same_weights(model, load_model(folder))
     assert (folder / "logs" / "x").read_text() == "log"
 
