@@ -75,7 +75,7 @@ def run_ours(folder: Path, size: int, decode_tokens: int) -> dict[str, Any]:
     """One request through the engine: times from its own statistics."""
     from indexshare import LLM, SamplingParams
 
-    llm = LLM(folder, cache_tokens=size + decode_tokens + 64)
+    llm = LLM(folder, dtype="bfloat16", cache_tokens=size + decode_tokens + 64)
     greedy = {"temperature": 0.0, "ignore_eos": True}
     llm.generate([prompt_ids(4096, 64)], SamplingParams(max_tokens=4, **greedy))
     loaded = peak_rss_bytes()

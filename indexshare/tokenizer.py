@@ -10,6 +10,7 @@ import codecs
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -64,6 +65,7 @@ class Tokenizer:
 
     def __init__(self, rust: _RustTokenizer, eos_tokens: Sequence[str] = (END_OF_TEXT,)) -> None:
         self._rust = rust
+        self._lock = threading.Lock()
         self._eos_tokens = tuple(eos_tokens)
         missing = [t for t in self._eos_tokens if rust.token_to_id(t) is None]
         if missing:
@@ -74,7 +76,7 @@ class Tokenizer:
         """Read `tokenizer.json` (and `tokenizer_config.json` if present) of a model directory.
 
         Raises:
-            ValueError: no readable `tokenizer.json` in the directory.
+            ValueError: no readable `tokenizer.json` in the directory, or a damaged `tokenizer_config.json`.
         """
         path = Path(directory) / "tokenizer.json"
         if not path.is_file():
@@ -84,7 +86,10 @@ class Tokenizer:
         except Exception as error:  # the Rust side raises bare Exception
             raise ValueError(f"cannot read {path}: {error}; it must be a `tokenizers` JSON file") from error
         config_path = path.with_name("tokenizer_config.json")
-        config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+        try:
+            config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+        except ValueError as error:
+            raise ValueError(f"cannot read {config_path}: {error}; it must be a JSON object") from error
         eos = config.get("eos_token") or END_OF_TEXT
         return cls(rust, (eos["content"] if isinstance(eos, dict) else eos,))
 
@@ -157,8 +162,9 @@ class Tokenizer:
                     f"text holds a lone surrogate at character {error.start}, which no UTF-8 file can hold; "
                     "decode the source with errors='replace'"
                 ) from error
-        self._rust.encode_special_tokens = not parse_special
-        return [e.ids for e in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+        with self._lock:  # the setting belongs to the object that all threads share
+            self._rust.encode_special_tokens = not parse_special
+            return [e.ids for e in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
         """Text of `ids`. Bytes that are not UTF-8 become U+FFFD; ValueError for ids out of range."""

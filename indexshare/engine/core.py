@@ -99,7 +99,7 @@ class Engine:
         *,
         tokenizer: Tokenizer | None = None,
         max_context: int | None = None,
-        token_budget: int = 2048,
+        token_budget: int = 512,
         max_running: int = 64,
         full_attention_below: int = 0,
     ) -> None:

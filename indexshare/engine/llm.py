@@ -53,7 +53,7 @@ class LLM:
         device: torch.device | str | None = None,
         max_context: int | None = None,
         cache_tokens: int | None = None,
-        prefill_chunk: int = 2048,
+        prefill_chunk: int = 512,
         max_batch: int = 64,
         full_attention_below: int = 0,
         threads: int | None = None,

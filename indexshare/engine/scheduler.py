@@ -45,7 +45,7 @@ class Scheduler:
         ValueError: a limit below 1.
     """
 
-    def __init__(self, allocator: BlockAllocator, *, token_budget: int = 2048, max_running: int = 64) -> None:
+    def __init__(self, allocator: BlockAllocator, *, token_budget: int = 512, max_running: int = 64) -> None:
         for name, value in (("token_budget", token_budget), ("max_running", max_running)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected an integer, 1 or more")

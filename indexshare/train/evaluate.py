@@ -14,13 +14,19 @@ from indexshare.tokenizer import Tokenizer
 from indexshare.train.corpus import Document, TokenCorpus, file_header
 from indexshare.train.data import PackedText
 from indexshare.train.objectives import next_token_loss
+from indexshare.train.steps import Workers
 
 _ROWS_AT_ONCE = 8192  # tokens per forward pass in evaluations
 
 
-@torch.no_grad()
 def held_out_bits_per_byte(
-    model: GlmMoeDsa, corpus: TokenCorpus, *, length: int, windows: int, full_attention: bool
+    model: GlmMoeDsa,
+    corpus: TokenCorpus,
+    *,
+    length: int,
+    windows: int,
+    full_attention: bool,
+    workers: Workers | None = None,
 ) -> float:
     """Bits per byte over fixed windows of a held-out corpus, each scored from its own start.
 
@@ -30,17 +36,21 @@ def held_out_bits_per_byte(
         length: tokens per window.
         windows: how many; the same ones at every call.
         full_attention: attend to everything before, instead of the selection.
+        workers: score windows side by side.
     """
     device = model.embed_tokens.weight.device
     source = PackedText(corpus, seed=0)
     rows = torch.stack([torch.from_numpy(source.window(length + 1)) for _ in range(windows)])
-    total = 0.0
-    for part in rows.split(max(1, _ROWS_AT_ONCE // length)):
+
+    @torch.no_grad()  # holds for one thread only
+    def score(part: torch.Tensor) -> float:
         tokens = part.to(device)
         view = InFlightView([length] * len(tokens), device)
         below = FULL_ATTENTION if full_attention else 0
         hidden = model.trunk(tokens[:, :-1].reshape(-1), view, full_attention_below=below)
-        total += float(next_token_loss(hidden, model.lm_head.weight, tokens[:, 1:].reshape(-1), count=1))
+        return float(next_token_loss(hidden, model.lm_head.weight, tokens[:, 1:].reshape(-1), count=1))
+
+    total = sum((workers or Workers(1)).map(score, rows.split(max(1, _ROWS_AT_ONCE // length))))
     nats_per_token = total / rows[:, 1:].numel()
     return nats_per_token / math.log(2) * len(corpus) / corpus.num_bytes
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import signal
 import time
 from dataclasses import asdict
@@ -117,6 +118,7 @@ class Trainer:
             length=min(self.stage.sequence_length, (len(self.data.held_out) - 1) // 2),
             windows=self.recipe.held_out_windows,
             full_attention=self.stage.attention == "full",
+            workers=self._workers,
         )
 
     def save(self) -> None:
@@ -124,6 +126,7 @@ class Trainer:
         state = {
             "recipe": self.recipe.name,
             "data_hash": self.data.train.data_hash,
+            "sizes": self._sizes(),
             "position": {
                 "stage": self.stage.name,
                 "stage_step": self.stage_step,
@@ -137,6 +140,11 @@ class Trainer:
         }
         save_checkpoint(self.directory, state)
 
+    def _sizes(self) -> list[list[str | int]]:
+        """Name, tokens, row length and update of every stage that has begun: a resumed run must have the same."""
+        begun = self.recipe.stages[: self.stage_index + 1]
+        return [[s.name, s.tokens, s.sequence_length, s.batch_tokens] for s in begun]
+
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["recipe"] != self.recipe.name or saved["data_hash"] != self.data.train.data_hash:
             raise ValueError(
@@ -149,6 +157,13 @@ class Trainer:
         if position["stage"] not in names:
             raise ValueError(f"the checkpoint stands in stage {position['stage']!r}, the recipe has {names}")
         self.stage_index = names.index(position["stage"])
+        for old, new in zip(saved.get("sizes", []), self._sizes(), strict=False):
+            if old != new:
+                raise ValueError(
+                    f"the checkpoint in {self.directory} trained stage {old[0]!r} with {old[1:]} (tokens, row length, "
+                    f"tokens per update), the recipe now says {new[1:]}; resume with the same --part and recipe, or "
+                    "use another folder (stages that have not begun may change)"
+                )
         self.stage_step, self.step, self.tokens = position["stage_step"], position["step"], position["tokens"]
         self._enter_stage(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -302,5 +317,7 @@ def export(trainer: Trainer, directory: Path) -> Path:
         "text": asdict(trainer.recipe.text),
         "data": trainer.data.summary,
     }
-    (directory / "training.json").write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    temporary = directory / "training.json.tmp"
+    temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, directory / "training.json")
     return directory

@@ -37,17 +37,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
             h, t = hidden[start : start + rows], targets[start : start + rows]
             counted = t != ignore
             index = t.clamp(min=0)[:, None]
-            # log_softmax is vectorised on CPUs; logsumexp is several times slower there
-            logs = F.log_softmax(h @ weight.T, dim=-1, dtype=dtype)
-            losses = -logs.gather(1, index)[:, 0]
-            total += torch.where(counted, losses, 0.0).sum()
+            logits = (h @ weight.T).to(dtype)
+            chosen, top = logits.gather(1, index), logits.amax(-1, keepdim=True)
+            # One exponential per logit, in place: softmax and log_softmax in float32 take several times as long
+            exponentials = logits.sub_(top).exp_()
+            norm = exponentials.sum(-1, keepdim=True)
+            total += torch.where(counted, (norm.log() + top - chosen)[:, 0], 0.0).sum()
             if not (need_hidden or need_weight):
                 continue
-            grad = logs.exp_()  # now the probabilities
-            grad.scatter_add_(1, index, torch.full_like(losses[:, None], -1.0))
-            grad = grad.to(hidden.dtype)
-            if not bool(counted.all()):
-                grad.mul_(counted[:, None])
+            ones = counted[:, None].to(dtype)
+            grad = exponentials.mul_(ones / norm).scatter_add_(1, index, -ones).to(hidden.dtype)
             if grad_hidden is not None:
                 torch.mm(grad, weight, out=grad_hidden[start : start + rows])
             if grad_weight is not None:

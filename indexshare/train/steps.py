@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from indexshare.model.selection import FULL_ATTENTION, dense_rows
 from indexshare.train.objectives import next_token_loss, shifted_targets, update_expert_bias
 from indexshare.train.optim import MixedOptimizer
 from indexshare.train.stages import Stage
+
+_Result = TypeVar("_Result")
 
 
 class TrainingObserver(Observer):
@@ -129,7 +132,7 @@ class Workers:
         self.count = count
         self._pool = ThreadPoolExecutor(count, initializer=start) if count > 1 else None
 
-    def map(self, function: Callable[[Tensor], _Share], items: Sequence[Tensor]) -> Iterable[_Share]:
+    def map(self, function: Callable[[Tensor], _Result], items: Sequence[Tensor]) -> Iterable[_Result]:
         """Results in order."""
         return map(function, items) if self._pool is None else self._pool.map(function, items)
 

@@ -47,27 +47,47 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tens
 
 
 class _Grouping:
-    """Token-expert pairs in order of expert: `order` sorts the flattened pairs, `tokens` are their tokens."""
+    """Places for token-expert pairs, in order of expert: `tokens` `[P]` are the tokens at the places.
+
+    Each expert's stretch is padded with copies of token 0 to a whole number of `_grain` rows. The CPU library compiles
+    a kernel for every size of a product and keeps about a thousand; without the padding nearly every product of
+    a training step has a size of its own, and compiling takes longer than multiplying.
+    """
 
     def __init__(self, ids: Tensor, num_experts: int) -> None:
         self.topk = ids.shape[1]
         flat = ids.flatten()
-        self.order = flat.argsort(stable=True)
-        self.tokens = self.order // self.topk
-        counts = torch.bincount(flat, minlength=num_experts).tolist()
-        stops = list(itertools.accumulate(counts))
-        self.groups = [(e, slice(stop - n, stop)) for e, (n, stop) in enumerate(zip(counts, stops, strict=True)) if n]
-        self.inverse = torch.empty_like(self.order)
-        self.inverse[self.order] = torch.arange(flat.numel(), device=ids.device)
+        order = flat.argsort(stable=True)
+        counts = torch.bincount(flat, minlength=num_experts)
+        grain = _grain(flat.numel(), num_experts)
+        sizes = (counts + grain - 1) // grain * grain
+        shift = (sizes - counts).cumsum(0) - (sizes - counts)  # padding before each expert
+        places = torch.arange(flat.numel(), device=ids.device) + shift[flat[order]]
+        stops = list(itertools.accumulate(sizes.tolist()))
+        stretches = [slice(*bounds) for bounds in itertools.pairwise([0, *stops])]
+        self.groups = [(e, part) for e, part in enumerate(stretches) if part.stop > part.start]
+        self.tokens = flat.new_zeros(stops[-1])
+        self.tokens[places] = order // self.topk
+        self.inverse = torch.empty_like(order)  # place of each pair
+        self.inverse[order] = places
+
+    def spread(self, weights: Tensor) -> Tensor:
+        """Weights `[N, k]` at their places `[P]`, zero in the padding."""
+        return weights.new_zeros(self.tokens.shape[0]).index_copy_(0, self.inverse, weights.flatten())
 
     def combine(self, rows: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Sum each token's rows, in order of expert id and times `weights [N, k]`: `[N * k, H]` -> `[N, H]`."""
+        """Sum each token's rows, in order of expert id and times `weights [N, k]`: `[P, H]` -> `[N, H]`."""
         bags = self.inverse.view(-1, self.topk)
         return F.embedding_bag(bags, rows, mode="sum", per_sample_weights=weights)
 
 
+def _grain(pairs: int, num_experts: int) -> int:
+    """A power of two near a sixteenth of an expert's mean load, at least 1: a few per cent of padding."""
+    return 1 << max(0, (pairs // (16 * num_experts)).bit_length() - 1)
+
+
 def _grouped(rows: Tensor, weight: Tensor, plan: _Grouping) -> Tensor:
-    """`rows[group] @ weight[expert].T` for every group, `[N * k, out]`."""
+    """`rows[group] @ weight[expert].T` for every group, `[P, out]`."""
     out = rows.new_empty(rows.shape[0], weight.shape[1])
     for expert, part in plan.groups:
         torch.mm(rows[part], weight[expert].t(), out=out[part])
@@ -97,7 +117,7 @@ class _Experts(torch.autograd.Function):
         inner = (active * up).to(weights.dtype)
         d_inner = _grouped(d_out, down.transpose(1, 2), plan).to(weights.dtype)
         d_weights = (d_inner * inner).sum(-1)[plan.inverse].view_as(weights)
-        factor = weights.flatten()[plan.order, None]
+        factor = plan.spread(weights)[:, None]
         inner, d_inner = inner.mul_(factor).to(rows.dtype), d_inner.mul_(factor).to(rows.dtype)
         d_gate = torch.ops.aten.silu_backward(d_inner * up, gate)
         d_hidden = torch.cat((d_gate, d_inner * active), dim=-1)

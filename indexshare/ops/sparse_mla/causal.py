@@ -61,23 +61,21 @@ class _CausalAttention(torch.autograd.Function):
             out[:, start:stop] = torch.bmm(weights, v[:, :stop])
             if keep:
                 kept.append(weights)
-        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.scale = scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, out, *kept = ctx.saved_tensors
+        q, k, v, *kept = ctx.saved_tensors
         grad = grad.contiguous()
-        inner = (grad.to(torch.promote_types(grad.dtype, torch.float32)) * out).sum(-1, keepdim=True)
         d_q, d_k, d_v = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         v_t = v.mT
         for block, (start, stop) in enumerate(_bounds(q.shape[1])):
             weights = kept[block] if kept else _probabilities(q, k, start, stop, ctx.scale)
             g = grad[:, start:stop]
             d_v[:, :stop] += torch.bmm(weights.mT, g)
-            d_scores = torch.bmm(g, v_t[:, :, :stop]).to(inner.dtype)
-            d_scores = d_scores.sub_(inner[:, start:stop]).to(q.dtype).mul_(weights)
+            d_scores = torch._softmax_backward_data(torch.bmm(g, v_t[:, :, :stop]), weights, -1, q.dtype)
             d_q[:, start:stop] = torch.bmm(d_scores, k[:, :stop])
             d_k[:, :stop] += torch.bmm(d_scores.mT, q[:, start:stop])
         return d_q.mul_(ctx.scale), d_k.mul_(ctx.scale), d_v, None

@@ -79,6 +79,8 @@ def test_the_verb(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["eval", str(tmp_path / "model"), "--text", str(tmp_path), "--max-tokens", "64", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert facts["files"] == len(TEXTS) and facts["sparse"] > 0
+    assert main(["eval", str(tmp_path / "model"), "--text", str(tmp_path), "--device", "cuda:77"]) == 2
+    assert "CUDA devices" in capsys.readouterr().err
     training = {"text": {"path": str(tmp_path), "held_out": 0.5}}
     (tmp_path / "model" / "training.json").write_text(json.dumps(training))
     assert main(["eval", str(tmp_path / "model"), "--max-tokens", "64"]) == 0

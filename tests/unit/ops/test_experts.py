@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from indexshare import ops
-from indexshare.ops.experts import reference
+from indexshare.ops.experts import reference, torch_impl
 from tests.tolerance import TOL
 
 
@@ -48,3 +48,35 @@ def test_expert_gradients() -> None:
     x, ids, weights, gate_up, down = _case(6, torch.float64)
     leaves = tuple(t.requires_grad_() for t in (x, weights, gate_up, down))
     assert torch.autograd.gradcheck(lambda a, b, c, d: ops.experts(a, ids, b, c, d), leaves)
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_padded_stretches_change_nothing(dtype: torch.dtype) -> None:
+    """Enough tokens for padding, one expert without any and one with most; values and every gradient."""
+    tokens = 200
+    x, _, weights, gate_up, down = _case(tokens, dtype)
+    likes = torch.tensor([1.5, 0.3, -9.0, 0.2, 0.0])
+    ids = (likes + torch.rand(tokens, 5)).topk(2).indices.sort().values
+    plan = torch_impl._Grouping(ids, 5)
+    grain = torch_impl._grain(2 * tokens, 5)
+    lengths = {e: part.stop - part.start for e, part in plan.groups}
+    assert grain == 4 and lengths.keys() == {0, 1, 3, 4}
+    assert lengths == {e: -(-int((ids == e).sum()) // grain) * grain for e in lengths}
+    assert torch.equal(plan.tokens[plan.inverse].view(-1, 2), torch.arange(tokens)[:, None].expand(-1, 2))
+
+    leaves = tuple(t.requires_grad_() for t in (x, weights, gate_up, down))
+    expected = reference.experts(x, ids, weights, gate_up, down)
+    upstream = torch.randn(expected.shape).to(dtype)
+    wanted = torch.autograd.grad(expected, leaves, upstream)
+    actual = ops.experts(x, ids, weights, gate_up, down)
+    grads = torch.autograd.grad(actual, leaves, upstream)
+    with torch.no_grad():
+        torch.testing.assert_close(ops.experts(x, ids, weights, gate_up, down), actual, rtol=0, atol=0)
+    for got, want in zip((actual, *grads), (expected, *wanted), strict=True):
+        assert (got - want).norm() <= TOL["experts gradient", str(dtype)[6:]].rtol * want.norm()
+    assert not grads[2][2].any() and not grads[3][2].any()
+
+
+def test_the_grain_of_padding_is_small() -> None:
+    assert [torch_impl._grain(pairs, 8) for pairs in (1, 127, 255, 256, 4096, 1 << 20)] == [1, 1, 1, 2, 32, 8192]

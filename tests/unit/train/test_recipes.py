@@ -1,0 +1,131 @@
+"""Recipes: all of the repository load and are consistent, and what cannot work is refused before it starts."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexshare import load_model
+from indexshare.config import ModelConfig, SharePlan
+from indexshare.planner.memory import count_parameters
+from indexshare.train.loop import run
+from indexshare.train.recipe import Recipe, load_recipe
+from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse
+
+ROOT = Path(__file__).resolve().parents[3]
+RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+NANO_BYTES = 25_000_000
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_recipes_load_and_are_consistent(path: Path) -> None:
+    recipe = load_recipe(path)
+    assert recipe.name == path.stem
+    assert recipe == load_recipe(path)
+    stages = recipe.stages
+    first_sparse = next(i for i, s in enumerate(stages) if s.attention == "sparse")
+    warmups = [i for i, s in enumerate(stages) if s.trains == "indexer"]
+    assert stages[0].attention == "full" and stages[0].trains == "all"
+    assert warmups and max(warmups) < first_sparse, "indexers must learn before their choice is used"
+    assert all(s.attention == "sparse" and s.indexer_loss == "selected" for s in stages[first_sparse:])
+    assert recipe.stage_model(stages[-1]) == recipe.model, "the last stage must train the final share plan"
+    lengths = [s.sequence_length for s in stages]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] > recipe.model.index_topk, "the last stage must see contexts beyond index_topk"
+    for stage in stages:
+        assert stage.rows * stage.sequence_length == stage.batch_tokens
+        assert 1 <= stage.micro_rows <= stage.rows and stage.steps >= 2
+        assert stage.steps * stage.batch_tokens - stage.tokens < stage.batch_tokens
+        factors = [stage.schedule.factor(step, stage.steps) for step in range(stage.steps)]
+        assert all(0 < f <= 1 for f in factors)
+        drafts = [stage.trains_draft(step) for step in range(stage.steps)]
+        assert drafts == sorted(drafts), "once on, the draft loss stays on"
+    if recipe.model.num_nextn_predict_layers:
+        assert stages[-1].trains_draft(0), "the draft layer must be trained on the final model"
+
+
+def test_nano_is_small_enough_to_ship() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "nano.py")
+    assert 2 * count_parameters(recipe.model).total <= NANO_BYTES
+    assert recipe.model.share_plan.full_layers == (0, 1, 2, 6, 10)
+
+
+def test_tiny_runs_from_end_to_end(tmp_path: Path) -> None:
+    """One update of every stage of the recipe that the documentation shows."""
+    recipe = load_recipe(ROOT / "recipes" / "tiny.py").scaled(1e-9)
+    assert [stage.steps for stage in recipe.stages] == [1] * 4
+    folder = run(recipe, tmp_path, quiet=True)
+    assert folder is not None
+    assert load_model(folder).plan == recipe.model.share_plan
+
+
+def test_a_part_of_a_run() -> None:
+    stage = pretrain(tokens=1000, sequence_length=50, batch_tokens=100)
+    assert [stage.scaled(part).steps for part in (1.0, 0.5, 0.01)] == [10, 5, 1]
+
+
+def test_usual_stages_are_what_their_names_say() -> None:
+    shape: dict[str, Any] = {"tokens": 64, "sequence_length": 32, "batch_tokens": 64}
+    plan = SharePlan.from_pattern("FS")
+    kinds = [
+        (s.name, s.attention, s.trains, s.indexer_loss, s.plan)
+        for s in (pretrain(**shape), indexer_warmup(**shape), sparse(**shape), index_share(plan, **shape))
+    ]
+    assert kinds == [
+        ("pretrain", "full", "all", "none", None),
+        ("indexer_warmup", "full", "indexer", "all", None),
+        ("sparse", "sparse", "all", "selected", None),
+        ("index_share", "sparse", "all", "selected", plan),
+    ]
+    assert indexer_warmup(**shape).balance_rate == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tokens": 0}, "tokens is 0"),
+        ({"batch_tokens": 100}, "not a whole number of rows of 32"),
+        ({"attention": "dense"}, r"attention is 'dense'; expected one of \('full', 'sparse'\)"),
+        ({"trains": "head"}, "trains is 'head'"),
+        ({"indexer_loss": "tv"}, "indexer_loss is 'tv'"),
+        ({"trains": "indexer"}, "trains the indexer alone but has no indexer loss"),
+        ({"mtp_from": 1.5}, r"mtp_from 1\.5"),
+        ({"mtp_weight": -1.0}, r"mtp_weight -1\.0"),
+        ({"mtp_steps": 32}, "32 draft steps need rows of more"),
+    ],
+)
+def test_stage_mistakes(changes: dict[str, Any], message: str) -> None:
+    shape: dict[str, Any] = {"tokens": 64, "sequence_length": 32, "batch_tokens": 64}
+    with pytest.raises(ValueError, match=message):
+        pretrain(**(shape | changes))
+
+
+def test_recipe_mistakes(make_recipe: Callable[..., Recipe], model_config: ModelConfig) -> None:
+    recipe = make_recipe()
+    first, warmup, dense, shared = recipe.stages
+
+    def refused(message: str, **changes: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            replace(recipe, **changes)
+
+    refused("expected one or more, with unique names", stages=())
+    refused("expected one or more, with unique names", stages=(first, first))
+    long = {"sequence_length": 8192, "batch_tokens": 8192}
+    refused("rows of 8192 tokens; the model's context is 4096", stages=(replace(first, **long),))
+    refused(r"expected weights of \('text', 'retrieval'\)", stages=(replace(first, mixture={"texts": 1.0}),))
+    refused("one positive", stages=(replace(first, mixture={"text": 0.0}),))
+    refused("one positive", stages=(replace(first, mixture={}),))
+    refused(r"Full layers \[3\] whose indexers an earlier stage dropped", stages=(first, shared, warmup, dense))
+    refused("the model lacks", model=model_config.replace(num_nextn_predict_layers=0))
+    refused("num_hidden_layers is 4", stages=(replace(shared, plan=SharePlan.from_pattern("FFS")),))
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no recipe file"):
+        load_recipe(tmp_path / "none.py")
+    for text in ("x = 1\n", "recipe = 3\n", "def recipe():\n    return 3\n"):
+        (tmp_path / "bad.py").write_text(text)
+        with pytest.raises(ValueError, match="no function `recipe`"):
+            load_recipe(tmp_path / "bad.py")
