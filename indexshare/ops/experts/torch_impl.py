@@ -51,7 +51,7 @@ class _Grouping:
 
     Each expert's stretch is padded with copies of token 0 to a whole number of `_grain` rows. The CPU library compiles
     a kernel for every size of a product and keeps about a thousand; without the padding nearly every product of
-    a training step has a size of its own, and compiling takes longer than multiplying.
+    a training step has a size of its own, and runs at less than half the speed of one that was seen before.
     """
 
     def __init__(self, ids: Tensor, num_experts: int) -> None:
