@@ -10,13 +10,15 @@ from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
 
 K = 1024
-PEAK = OptimConfig(muon_lr=4e-3, adam_lr=4e-3, indexer_lr=4e-3)
-LATE = OptimConfig(muon_lr=8e-4, adam_lr=8e-4, indexer_lr=2e-3)
-FALL = Schedule(kind="cosine", warmup=0.05, final=0.05)
+LONG_TEXT = {"text": 0.85, "retrieval": 0.15}
+REACH = 32 * K  # rows are shorter than the context; stretched positions show the model its far distances
+PEAK = OptimConfig(muon_lr=4e-3, adam_lr=4e-3)
+LATE = OptimConfig(muon_lr=1.6e-3, adam_lr=1.6e-3, indexer_lr=3e-3)
+LAST = OptimConfig(muon_lr=8e-4, adam_lr=8e-4, indexer_lr=1.5e-3)
 
 
 def recipe() -> Recipe:
-    """All four stages, about an hour on two cores."""
+    """All stages, about an hour and a half on two cores."""
     model = preset("nano")
     # Character tables and generated documentation are data, not code to learn from.
     text = TextFolder(
@@ -28,8 +30,21 @@ def recipe() -> Recipe:
 
 def stages(plan: SharePlan) -> tuple[Stage, ...]:
     """Dense pre-training, indexer warm-up, sparse with every layer Full, IndexShare."""
+    warmup = indexer_warmup(
+        tokens=512 * K,
+        sequence_length=2 * K,
+        batch_tokens=8 * K,
+        micro_tokens=2 * K,
+        position_reach=REACH,
+        indexer_stride=2,
+        optim=OptimConfig(indexer_lr=5e-3),
+    )
+    return (*dense_stages(), warmup, *sparse_stages(plan))
+
+
+def dense_stages() -> tuple[Stage, ...]:
+    """Short rows first: attention is cheap there, and most of the language is learned there."""
     return (
-        # Short rows first: attention is cheap there, and most of the language is learned there.
         pretrain(
             name="pretrain_short",
             tokens=3_000 * K,
@@ -43,45 +58,62 @@ def stages(plan: SharePlan) -> tuple[Stage, ...]:
         ),
         pretrain(
             name="pretrain",
-            tokens=3_000 * K,
+            tokens=3_584 * K,
             sequence_length=1 * K,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
             mixture={"text": 0.92, "retrieval": 0.08},
+            position_reach=REACH,
             mtp_weight=0.3,
             mtp_from=0.5,
             optim=PEAK,
-            schedule=Schedule(kind="wsd", warmup=0.02, decay=0.6, final=0.15),
+            schedule=Schedule(kind="wsd", warmup=0.02, decay=0.5, final=0.4),
             balance_rate=3e-3,
         ),
-        indexer_warmup(
-            tokens=192 * K,
-            sequence_length=1 * K,
-            batch_tokens=8 * K,
-            micro_tokens=2 * K,
-            optim=OptimConfig(indexer_lr=5e-3),
-        ),
+    )
+
+
+def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
+    """Sharing is learned at 4K, where an update is cheap, before the context grows to 8K."""
+    return (
         sparse(
-            tokens=256 * K,
+            tokens=768 * K,
             sequence_length=2 * K,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
+            position_reach=REACH,
             indexer_stride=4,
-            mixture={"text": 0.85, "retrieval": 0.15},
+            mixture=LONG_TEXT,
             mtp_weight=0.3,
             optim=LATE,
-            schedule=Schedule(kind="constant", warmup=0.1),
+            schedule=Schedule(kind="constant", warmup=0.05),
         ),
         index_share(
             plan,
-            tokens=512 * K,
+            name="index_share_short",
+            tokens=768 * K,
+            sequence_length=4 * K,
+            batch_tokens=8 * K,
+            micro_tokens=4 * K,
+            position_reach=REACH,
+            indexer_stride=4,
+            mixture=LONG_TEXT,
+            mtp_weight=0.3,
+            optim=LATE,
+            schedule=Schedule(kind="cosine", warmup=0.03, final=0.5),
+        ),
+        index_share(
+            plan,
+            tokens=1_024 * K,
             sequence_length=8 * K,
             batch_tokens=16 * K,
             micro_tokens=8 * K,
+            position_reach=REACH,
             indexer_stride=4,
-            mixture={"text": 0.85, "retrieval": 0.15},
+            mixture=LONG_TEXT,
             mtp_weight=0.3,
-            optim=LATE,
-            schedule=FALL,
+            mtp_steps=2,
+            optim=LAST,
+            schedule=Schedule(kind="cosine", warmup=0.0, final=0.05),
         ),
     )

@@ -52,12 +52,17 @@ class BatchView(ABC):
     """
 
     spans: tuple[Span, ...]
-    positions: Tensor  # int64 [N]
+    positions: Tensor  # int64 [N], a row's place in its sequence: what it may see, and where it is stored
 
     def __init__(self, spans: Sequence[Span], device: torch.device | str = "cpu") -> None:
         self.spans = tuple(spans)
         rows = [torch.arange(s.past, s.total, device=device) for s in self.spans]
         self.positions = torch.cat(rows) if rows else torch.empty(0, dtype=torch.int64, device=device)
+
+    @property
+    def rotary_positions(self) -> Tensor:
+        """Positions that RoPE turns by, int64 [N]: the rows' own, unless a view says otherwise."""
+        return self.positions
 
     @property
     def num_rows(self) -> int:
@@ -90,12 +95,31 @@ class BatchView(ABC):
 
 
 class InFlightView(BatchView):
-    """A batch without a past: the keys are the batch's own rows. Differentiable; used for training and scoring."""
+    """A batch without a past: the keys are the batch's own rows. Differentiable; used for training and scoring.
 
-    def __init__(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> None:
+    Args:
+        lengths: tokens of each sequence.
+        device: of the rows.
+        rotary_positions: int64 [N] for RoPE in place of 0, 1, 2, ... of each sequence; training stretches short
+            rows over a long context with them. What a row sees is not affected.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int], device: torch.device | str = "cpu", *, rotary_positions: Tensor | None = None
+    ) -> None:
         super().__init__(pack_spans([(0, length) for length in lengths]), device)
+        if rotary_positions is not None and rotary_positions.shape != self.positions.shape:
+            raise ValueError(
+                f"rotary_positions has shape {list(rotary_positions.shape)}; expected one for each of the "
+                f"{self.num_rows} rows"
+            )
+        self._rotary_positions = rotary_positions
         self._latents: dict[int, Tensor] = {}
         self._index_keys: dict[int, Tensor] = {}
+
+    @property
+    def rotary_positions(self) -> Tensor:
+        return self.positions if self._rotary_positions is None else self._rotary_positions
 
     def write_latents(self, layer: int, latents: Tensor) -> None:
         self._latents[layer] = latents

@@ -129,6 +129,9 @@ def bits_by_position(
 ) -> tuple[tuple[int, ...], tuple[float, ...], int]:
     """Bits per token by position in windows of `max_tokens` over the documents one after another.
 
+    Windows start every quarter of their length, so the two last ranges are averages over the same tokens (but for
+    those near either end of the text), and their difference is that of the context alone.
+
     Returns:
         Edges (0, 256, 512, ... doubling up to `max_tokens`), mean bits between each pair of edges, and the number of
         windows; both tuples are empty when the documents do not fill one window.
@@ -136,11 +139,12 @@ def bits_by_position(
     end, ids = tokenizer.id_of(END_OF_TEXT), []
     for document in documents:
         ids += [*tokenizer.encode(document.headed, parse_special=False), end]
-    windows = (len(ids) - 1) // max_tokens
+    starts = range(0, len(ids) - max_tokens, max(1, max_tokens // 4))
+    windows = len(starts)
     if windows == 0:
         return (), (), 0
     sums = torch.zeros(max_tokens, dtype=torch.float64)
-    for start in range(0, windows * max_tokens, max_tokens):
+    for start in starts:
         row = torch.tensor(ids[start : start + max_tokens + 1], device=model.embed_tokens.weight.device)
         hidden = model.trunk(row[:-1], InFlightView([max_tokens], row.device))
         sums += token_losses(hidden, model.lm_head.weight, row[1:]).double().cpu()

@@ -95,7 +95,7 @@ class GlmMoeDsa(nn.Module):
         """
         self.check_ids(token_ids, view)
         limit = max(self.config.index_topk, full_attention_below)
-        rope = self.rope(view.positions)
+        rope = self.rope(view.rotary_positions)
         x = self.embed_tokens(token_ids)
         selection: Selection | None = None
         for layer in self.layers:

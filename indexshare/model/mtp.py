@@ -76,7 +76,7 @@ class MTPLayer(nn.Module):
         """
         limit = max(self.topk, full_attention_below)
         x = self._mix(embeddings, hidden)
-        out, selection = self.layer(x, self._rope(view.positions), view, None, limit=limit, observer=observer)
+        out, selection = self.layer(x, self._rope(view.rotary_positions), view, None, limit=limit, observer=observer)
         return DraftState(self.shared_head_norm(out), selection)
 
     def step(self, embeddings: Tensor, state: DraftState, view: BatchView, step: int) -> DraftState:
@@ -92,5 +92,5 @@ class MTPLayer(nn.Module):
         if step < 2:
             raise ValueError(f"step is {step}; the first step is the layer's forward pass, later ones start at 2")
         x = self._mix(embeddings, state.hidden)
-        out = self.layer.reuse(x, self._rope(view.positions + step - 1), view, state.selection)
+        out = self.layer.reuse(x, self._rope(view.rotary_positions + step - 1), view, state.selection)
         return DraftState(self.shared_head_norm(out), state.selection)

@@ -18,7 +18,7 @@ from torch import Tensor
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.weights import save_model
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
-from indexshare.train.data import Mixture
+from indexshare.train.data import Mixture, stretched_positions
 from indexshare.train.evaluate import held_out_bits_per_byte
 from indexshare.train.optim import MixedOptimizer, is_indexer
 from indexshare.train.progress import Reporter, duration
@@ -96,7 +96,8 @@ class Trainer:
             self._enter_stage(self.model.state_dict())
         stage = self.stage
         batch = self.mixture.batch(stage.rows, stage.sequence_length).to(self.device)
-        metrics = train_batch(self.model, self.optimizer, stage, batch, self.stage_step, self._workers)
+        positions = self._positions(stage)
+        metrics = train_batch(self.model, self.optimizer, stage, batch, self.stage_step, self._workers, positions)
         metrics |= self.optimizer.clip()
         bad = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if bad:  # before the update, so that no checkpoint can hold what follows from it
@@ -109,6 +110,14 @@ class Trainer:
         self.stage_step, self.step = self.stage_step + 1, self.step + 1
         self.tokens += stage.batch_tokens
         return metrics | {"lr_factor": factor}
+
+    def _positions(self, stage: Stage) -> Tensor | None:
+        """Stretched rotary positions of this update's rows, where the stage has them."""
+        if not stage.position_reach:
+            return None
+        seed = (self.recipe.seed, self.stage_index, self.stage_step)
+        rows = stretched_positions(stage.rows, stage.sequence_length, stage.position_reach, seed=seed)
+        return rows.to(self.device)
 
     def evaluate(self) -> float:
         """Bits per byte on held-out windows of the stage's length, attending as the stage does."""

@@ -53,10 +53,10 @@ class Recipe:
     def _check(self, stage: Stage, indexers: set[int]) -> None:
         """Refuse now what would fail hours into the run; `indexers` are the layers that still have one."""
         where = f"recipe {self.name!r}, stage {stage.name!r}"
-        if stage.sequence_length > self.model.max_position_embeddings:
+        reach = max(stage.sequence_length, stage.position_reach)
+        if reach > self.model.max_position_embeddings:
             raise ValueError(
-                f"{where} has rows of {stage.sequence_length} tokens; the model's context is "
-                f"{self.model.max_position_embeddings}"
+                f"{where} has rows over {reach} positions; the model's context is {self.model.max_position_embeddings}"
             )
         unknown = sorted(set(stage.mixture) - set(SOURCES))
         weights = stage.mixture.values()

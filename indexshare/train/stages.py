@@ -24,6 +24,7 @@ class Stage:
         batch_tokens: input tokens per update.
         micro_tokens: most input tokens per forward pass; smaller costs time, larger memory.
         mixture: source name -> weight (`text` and `retrieval`).
+        position_reach: most positions a row is spread over (`data.stretched_positions`); 0 leaves them 0, 1, 2, ...
         attention: `full` attends to all earlier tokens; `sparse` to each layer's selection.
         trains: `all` parameters, or the `indexer` alone.
         indexer_loss: KL of indexers to attention over `all` earlier tokens, over the `selected` ones, or `none`.
@@ -44,6 +45,7 @@ class Stage:
     batch_tokens: int
     micro_tokens: int = 8192
     mixture: dict[str, float] = field(default_factory=lambda: {"text": 0.95, "retrieval": 0.05})
+    position_reach: int = 0
     attention: Attention = "full"
     trains: Trains = "all"
     indexer_loss: IndexerLoss = "none"
@@ -65,6 +67,11 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: batch_tokens {self.batch_tokens} is not a whole number of rows of "
                 f"{self.sequence_length} tokens"
+            )
+        if self.position_reach and self.position_reach < self.sequence_length:
+            raise ValueError(
+                f"stage {self.name!r}: position_reach is {self.position_reach}; expected 0 or at least the "
+                f"{self.sequence_length} tokens of a row"
             )
         for name, kinds in (("attention", Attention), ("trains", Trains), ("indexer_loss", IndexerLoss)):
             if getattr(self, name) not in get_args(kinds):

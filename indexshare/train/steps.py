@@ -22,6 +22,7 @@ from indexshare.train.objectives import next_token_loss, shifted_targets, update
 from indexshare.train.optim import MixedOptimizer
 from indexshare.train.stages import Stage
 
+_Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
@@ -132,7 +133,7 @@ class Workers:
         self.count = count
         self._pool = ThreadPoolExecutor(count, initializer=start) if count > 1 else None
 
-    def map(self, function: Callable[[Tensor], _Result], items: Sequence[Tensor]) -> Iterable[_Result]:
+    def map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterable[_Result]:
         """Results in order."""
         return map(function, items) if self._pool is None else self._pool.map(function, items)
 
@@ -144,6 +145,7 @@ def train_batch(
     batch: Tensor,
     stage_step: int,
     workers: Workers | None = None,
+    positions: Tensor | None = None,
 ) -> dict[str, float]:
     """Gradients of one update, summed in the optimizer's masters, and the experts' bias update.
 
@@ -153,6 +155,7 @@ def train_batch(
         batch: int64 [B, S + 1].
         stage_step: updates made in the stage so far.
         workers: run micro-batches side by side.
+        positions: int64 [B, S], rotary positions in place of 0, 1, 2, ... in each row.
 
     Returns:
         `loss` (what the stage optimises first: next-token, or the indexers' in a warm-up), and where they apply
@@ -164,7 +167,8 @@ def train_batch(
     job = partial(_micro_batch, model, optimizer.parameters, stage, batch.shape[0], drafts)
     workers = workers or Workers(1)
     rows = min(stage.micro_rows, -(-batch.shape[0] // workers.count))  # no worker stays idle
-    for share in workers.map(job, batch.split(rows)):
+    places = [None] * -(-batch.shape[0] // rows) if positions is None else positions.split(rows)
+    for share in workers.map(job, list(zip(batch.split(rows), places, strict=True))):
         optimizer.accumulate(share.grads)
         for key, value in share.sums.items():
             sums[key] += value
@@ -180,14 +184,21 @@ def train_batch(
 
 
 def _micro_batch(
-    model: GlmMoeDsa, parameters: list[Tensor], stage: Stage, batch_rows: int, drafts: bool, tokens: Tensor
+    model: GlmMoeDsa,
+    parameters: list[Tensor],
+    stage: Stage,
+    batch_rows: int,
+    drafts: bool,
+    part: tuple[Tensor, Tensor | None],
 ) -> _Share:
     """Forward and backward of one micro-batch: its share of each mean over the batch, and of the gradient."""
+    tokens, positions = part
     rows, length = tokens.shape[0], tokens.shape[1] - 1
     sums: dict[str, float] = {}
     terms = []
     observer = TrainingObserver(stage, model.config.n_routed_experts)
-    view = InFlightView([length] * rows, tokens.device)
+    rotary = None if positions is None else positions.reshape(-1)
+    view = InFlightView([length] * rows, tokens.device, rotary_positions=rotary)
     below = FULL_ATTENTION if stage.attention == "full" else 0
     hidden = model.trunk(tokens[:, :-1].reshape(-1), view, full_attention_below=below, observer=observer)
     if stage.trains == "all":

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from indexshare.tokenizer import Tokenizer, train_bpe
 from indexshare.train import tasks
 from indexshare.train.corpus import Document, TokenCorpus
-from indexshare.train.data import Mixture, PackedText, RetrievalTasks, Source
+from indexshare.train.data import Mixture, PackedText, RetrievalTasks, Source, stretched_positions
 from indexshare.train.tasks import retrieval_text
 
 
@@ -255,3 +255,26 @@ def test_task_windows_are_filled_and_resumable(tokenizer: Tokenizer) -> None:
         again = RetrievalTasks(tokenizer, seed=1)
         again.restore(state)
         assert np.array_equal(again.window(200), window)
+
+
+@settings(deadline=None, max_examples=80)
+@given(rows=st.integers(1, 9), length=st.integers(1, 40), more=st.integers(0, 900), seed=st.integers(0, 99))
+def test_stretched_positions_grow_from_zero_within_reach(rows: int, length: int, more: int, seed: int) -> None:
+    positions = stretched_positions(rows, length, length + more, seed=[seed])
+    assert positions.shape == (rows, length) and positions.dtype == torch.int64
+    assert bool((positions[:, 0] == 0).all()) and int(positions.max()) < length + more
+    steps = positions.diff(dim=1)
+    assert bool((steps >= 1).all())
+    assert bool(((steps > 1).sum(1) <= 2).all())
+    assert torch.equal(positions, stretched_positions(rows, length, length + more, seed=[seed]))
+
+
+def test_stretched_positions_cover_all_scales() -> None:
+    last = stretched_positions(4000, 64, 64 * 1024, seed=[3])[:, -1].float().log2()
+    share = torch.histc(last, bins=5, min=6, max=16) / len(last)
+    assert bool((share > 0.1).all()), share
+
+
+def test_stretched_positions_need_room() -> None:
+    with pytest.raises(ValueError, match=r"reach is 9; rows of 10 tokens"):
+        stretched_positions(2, 10, 9, seed=[0])

@@ -93,6 +93,7 @@ def test_usual_stages_are_what_their_names_say() -> None:
         ({"trains": "indexer"}, "trains the indexer alone but has no indexer loss"),
         ({"mtp_from": 1.5}, r"mtp_from 1\.5"),
         ({"mtp_weight": -1.0}, r"mtp_weight -1\.0"),
+        ({"position_reach": 31}, "position_reach is 31; expected 0 or at least the 32 tokens of a row"),
         ({"mtp_steps": 32}, "32 draft steps need rows of more"),
     ],
 )
@@ -113,7 +114,9 @@ def test_recipe_mistakes(make_recipe: Callable[..., Recipe], model_config: Model
     refused("expected one or more, with unique names", stages=())
     refused("expected one or more, with unique names", stages=(first, first))
     long = {"sequence_length": 8192, "batch_tokens": 8192}
-    refused("rows of 8192 tokens; the model's context is 4096", stages=(replace(first, **long),))
+    refused("rows over 8192 positions; the model's context is 4096", stages=(replace(first, **long),))
+    far = replace(first, position_reach=5000)
+    refused("rows over 5000 positions; the model's context is 4096", stages=(far,))
     refused(r"expected weights of \('text', 'retrieval'\)", stages=(replace(first, mixture={"texts": 1.0}),))
     refused("one positive", stages=(replace(first, mixture={"text": 0.0}),))
     refused("one positive", stages=(replace(first, mixture={}),))

@@ -33,14 +33,21 @@ def _model(config: ModelConfig) -> GlmMoeDsa:
 
 
 def _run(
-    model: GlmMoeDsa, stage: Stage, tokens: Tensor, *, rows: int = ROWS, workers: int = 1, step: int = 0
+    model: GlmMoeDsa,
+    stage: Stage,
+    tokens: Tensor,
+    *,
+    rows: int = ROWS,
+    workers: int = 1,
+    step: int = 0,
+    positions: Tensor | None = None,
 ) -> tuple[dict[str, float], dict[str, Tensor | None]]:
     """Metrics and summed gradients of one update; the experts' biases are put back."""
     model.zero_grad(set_to_none=True)  # parameters in float32 are their own masters
     biases = {name: b.clone() for name, b in model.named_buffers()}
     optimizer = MixedOptimizer(model, model.config, OptimConfig())
     cut = replace(stage, micro_tokens=rows * LENGTH)
-    metrics = train_batch(model, optimizer, cut, tokens, step, Workers(workers))
+    metrics = train_batch(model, optimizer, cut, tokens, step, Workers(workers), positions)
     for name, buffer in model.named_buffers():
         buffer.copy_(biases[name])
     return metrics, {name: master.grad for name, (_, master) in optimizer._pairs.items()}
@@ -242,3 +249,15 @@ def test_full_attention_ignores_the_selection(tokens: Tensor, model_config: Mode
     )
     with_selection = _run(model, replace(dense, attention="sparse"), tokens)[0]["loss"]
     assert abs(with_selection - float(expected)) > 1e-3
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_positions_turn_queries_and_keys_alike(kind: str, tokens: Tensor, model_config: ModelConfig) -> None:
+    """RoPE is relative: moving a whole row changes nothing, stretching it does."""
+    model = _model(model_config)
+    row = torch.arange(LENGTH).repeat(ROWS, 1)
+    plain, _ = _run(model, STAGES[kind], tokens)
+    moved, _ = _run(model, STAGES[kind], tokens, rows=4, positions=row + 1000)
+    assert moved["loss"] == pytest.approx(plain["loss"], rel=TOL["micro-batches", "float32"].rtol)
+    stretched, _ = _run(model, STAGES[kind], tokens, positions=row + 500 * (row >= LENGTH // 2))
+    assert stretched["loss"] != pytest.approx(plain["loss"], rel=1e-6)
