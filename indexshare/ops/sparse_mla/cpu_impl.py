@@ -46,7 +46,8 @@ class _SparseMLA(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        d_q, d_pool = sparse_mla_backward(*ctx.saved_tensors, grad, ctx.scale)
+        q, pool, slots, out = ctx.saved_tensors
+        d_q, d_pool = sparse_mla_backward(q, pool, slots, out, grad, ctx.scale)
         return d_q, d_pool, None, None, None
 
 
@@ -57,7 +58,7 @@ def sparse_mla_backward(
 
     The same for any number of threads: queries are divided into `_GRADIENT_PARTS`, whose sums are added in order.
     """
-    (queries, heads, width), values = q.shape, out.shape[2]
+    (queries, heads), values = q.shape[:2], out.shape[2]
     d_q = torch.empty(q.shape, dtype=q.dtype)
     d_pool = torch.zeros(_GRADIENT_PARTS, *pool.shape)
     if queries and heads:
