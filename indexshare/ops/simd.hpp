@@ -35,6 +35,7 @@ using f32v = float __attribute__((vector_size(4 * LANES)));
 using i32v = int32_t __attribute__((vector_size(4 * LANES)));
 using u32v = uint32_t __attribute__((vector_size(4 * LANES)));
 using u16v = uint16_t __attribute__((vector_size(2 * LANES)));
+using u16x2v = uint16_t __attribute__((vector_size(4 * LANES)));
 
 struct bf16 {
     uint16_t bits;
@@ -101,7 +102,13 @@ inline u32v bf16_bits(f32v x) {
 }
 
 inline void store_as(float* to, f32v x) { store(to, x); }
-inline void store_as(bf16* to, f32v x) { store(to, __builtin_convertvector(bf16_bits(x), u16v)); }
+inline void store_as(bf16* to, f32v x) {
+#if defined(__AVX512BF16__)
+    store(to, _mm512_cvtneps_pbh((__m512)x));
+#else
+    store(to, __builtin_convertvector(bf16_bits(x), u16v));
+#endif
+}
 
 // acc[r][v] = sum over u of panel[u][v] * rows[r][u]; panel `[units][V * LANES]`, rows `stride` units apart.
 template <class T, int R, int V>
@@ -128,6 +135,10 @@ template <int S, int... L>
 inline u32v exchange_high(u32v a, u32v b, std::integer_sequence<int, L...>) {
     return __builtin_shufflevector(a, b, ((L & S) ? LANES + L : L + S)...);
 }
+template <int First, int... L>
+inline u16x2v zip(u16x2v a, u16x2v b, std::integer_sequence<int, L...>) {
+    return __builtin_shufflevector(a, b, (First + L / 2 + (L % 2) * 2 * LANES)...);
+}
 #else
 template <int S, int... L>
 inline u32v exchange_low(u32v a, u32v b, std::integer_sequence<int, L...>) {
@@ -137,7 +148,15 @@ template <int S, int... L>
 inline u32v exchange_high(u32v a, u32v b, std::integer_sequence<int, L...>) {
     return __builtin_shuffle(a, b, u32v{((L & S) ? LANES + L : L + S)...});
 }
+template <int First, int... L>
+inline u16x2v zip(u16x2v a, u16x2v b, std::integer_sequence<int, L...>) {
+    return __builtin_shuffle(a, b, u16x2v{(First + L / 2 + (L % 2) * 2 * LANES)...});
+}
 #endif
+
+// Units whose low half comes from a and whose high half from b: of the first LANES columns, and of the next.
+inline u32v zip_low(u16x2v a, u16x2v b) { return (u32v)zip<0>(a, b, std::make_integer_sequence<int, 2 * LANES>()); }
+inline u32v zip_high(u16x2v a, u16x2v b) { return (u32v)zip<LANES>(a, b, std::make_integer_sequence<int, 2 * LANES>()); }
 
 // One round of the square transposition: off-diagonal blocks of S x S change places.
 template <int S>

@@ -19,7 +19,7 @@ template <class T>
 struct Workspace {
     std::vector<const char*> rows;
     std::vector<uint32_t> queries, panel;
-    std::vector<float> logits, sums;
+    std::vector<float> logits, sums, factors;
     std::vector<T> weights;
 };
 
@@ -39,20 +39,14 @@ bool attend(const SparseProblem& p, int64_t query, T* out, float* lse, Workspace
     copy_heads((const uint32_t*)p.q + query * p.heads * p.units, p.heads, p.padded_heads, p.units, w.queries);
     w.panel.resize(std::max<int64_t>(p.units * TILE_VECTORS * LANES, CHUNK / DEPTH<T> * columns));
     w.logits.resize(p.padded_heads * width);
-    w.weights.assign(p.padded_heads * width, T{});
+    w.weights.resize(p.padded_heads * width);
+    std::fill(w.weights.begin() + p.heads * width, w.weights.end(), T{});
     w.sums.resize(p.padded_heads * columns);
+    w.factors.resize(p.heads);
     for_key_tiles<T>(w.rows, width, p.units, w.panel.data(), [&](auto vectors, int64_t key) {
         multiply_keys<T, decltype(vectors)::value>(w.queries, p.padded_heads, p.units, w.panel.data(), p.scale,
                                                    &w.logits[key], width);
     });
-    std::vector<float>& sums = w.sums;
-    float total[8] = {};
-    std::vector<float> totals;
-    float* factor = total;
-    if (p.heads > 8) {
-        totals.resize(p.heads);
-        factor = totals.data();
-    }
     for (int64_t head = 0; head < p.heads; ++head) {
         float* logits = &w.logits[head * width];
         std::fill(logits + count, logits + width, NONE);
@@ -64,12 +58,12 @@ bool attend(const SparseProblem& p, int64_t query, T* out, float* lse, Workspace
             store_as(&w.weights[head * width + s], weight);
         }
         const float mass = sum(parts);
-        factor[head] = 1.0f / mass;
+        w.factors[head] = 1.0f / mass;
         if (lse) lse[head] = top + std::log(mass);
     }
-    sum_rows<T>(w.rows, w.weights.data(), width, p.padded_heads, p.values, columns, w.panel.data(), sums.data());
+    sum_rows<T>(w.rows, w.weights.data(), width, p.padded_heads, p.values, columns, w.panel.data(), w.sums.data());
     for (int64_t head = 0; head < p.heads; ++head) {
-        store_row(out + head * p.values, &sums[head * columns], p.values, factor[head]);
+        store_row(out + head * p.values, &w.sums[head * columns], p.values, w.factors[head]);
     }
     return true;
 }

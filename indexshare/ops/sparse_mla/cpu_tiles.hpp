@@ -27,15 +27,18 @@ struct SparseProblem {
 // Pointers to the chosen rows of a query, without the -1. False when a slot lies outside the pool.
 inline bool chosen_rows(const SparseProblem& p, int64_t query, std::vector<const char*>& rows,
                         std::vector<int64_t>* slots = nullptr) {
-    rows.clear();
-    if (slots) slots->clear();
+    rows.resize(p.chosen);
+    if (slots) slots->resize(p.chosen);
+    int64_t count = 0;
     for (int64_t i = 0; i < p.chosen; ++i) {
         const int64_t slot = p.slots[query * p.chosen + i];
         if (slot >= p.rows) return false;
         if (slot < 0) continue;
-        rows.push_back(p.pool + slot * p.pool_stride);
-        if (slots) slots->push_back(slot);
+        if (slots) (*slots)[count] = slot;
+        rows[count++] = p.pool + slot * p.pool_stride;
     }
+    rows.resize(count);
+    if (slots) slots->resize(count);
     return true;
 }
 
@@ -90,16 +93,17 @@ inline float largest(const float* logits, int64_t width) {
 
 // Two neighbouring rows of a product's depth become one row of units; `odd` may be missing.
 inline void interleave(const bf16* even, const bf16* odd, int64_t count, int64_t columns, uint32_t* to) {
-    for (int64_t c = 0; c < columns; c += LANES) {
+    int64_t c = 0;
+    for (; odd && c + 2 * LANES <= count; c += 2 * LANES) {
+        const u16x2v a = load<u16x2v>(even + c), b = load<u16x2v>(odd + c);
+        store(to + c, zip_low(a, b));
+        store(to + c + LANES, zip_high(a, b));
+    }
+    for (; c < columns; c += LANES) {
         u32v low{}, high{};
-        if (c + LANES <= count) {
-            low = __builtin_convertvector(load<u16v>(even + c), u32v);
-            if (odd) high = __builtin_convertvector(load<u16v>(odd + c), u32v);
-        } else {
-            for (int64_t lane = 0; c + lane < count; ++lane) {
-                low[lane] = even[c + lane].bits;
-                if (odd) high[lane] = odd[c + lane].bits;
-            }
+        for (int64_t lane = 0; lane < LANES && c + lane < count; ++lane) {
+            low[lane] = even[c + lane].bits;
+            if (odd) high[lane] = odd[c + lane].bits;
         }
         store(to + c, low | (high << 16));
     }
