@@ -25,7 +25,7 @@ def recipe() -> Recipe:
         path=STANDARD_LIBRARY,
         exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
     )
-    return Recipe(name="nano", model=model, text=text, stages=stages(model.share_plan), seed=0)
+    return Recipe(name="nano", model=model, text=text, stages=stages(model.share_plan), seed=0, keep=("sparse",))
 
 
 def stages(plan: SharePlan) -> tuple[Stage, ...]:
