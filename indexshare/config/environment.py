@@ -34,7 +34,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     variables = os.environ if variables is None else variables
     for name in sorted(variables):
         if name.startswith(PREFIX) and name not in _NAMES:
-            near = difflib.get_close_matches(name, _NAMES, n=1)
+            near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.8)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_NAMES)}"
             raise ValueError(f"unknown environment variable {name}{hint}")
     return Environment(debug=_switch("INDEXSHARE_DEBUG", variables))

@@ -249,7 +249,8 @@ class ModelConfig:
         _check_shapes(data)
         model_type = data.get("model_type")
         if model_type not in ARCHITECTURES:
-            raise ValueError(f"model_type is {model_type!r}; this package implements {sorted(ARCHITECTURES)}")
+            said = "missing" if model_type is None else repr(model_type)
+            raise ValueError(f"model_type is {said}; this package implements {sorted(ARCHITECTURES)}")
         for key, allowed in _FIXED.items():
             if data.get(key, allowed[0]) not in allowed:
                 raise ValueError(f"{key} is {data[key]!r}; this package implements {list(allowed)}")

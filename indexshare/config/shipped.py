@@ -3,6 +3,8 @@
 import difflib
 from pathlib import Path
 
+from indexshare.config.presets import PRESETS
+
 CONFIG_FILE = "config.json"
 _MODELS = Path(__file__).resolve().parent.parent / "models"
 
@@ -26,13 +28,17 @@ def model_directory(name_or_dir: str | Path) -> Path:
     if isinstance(name_or_dir, str) and name_or_dir in shipped:
         return shipped[name_or_dir]
     path = Path(name_or_dir)
-    if path.is_dir():
+    if path.is_dir() and str(name_or_dir):
         if not (path / CONFIG_FILE).is_file():
             raise ValueError(f"{path} has no {CONFIG_FILE}; expected a Hugging Face model directory")
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; expected a model directory with a {CONFIG_FILE}")
+    if not str(name_or_dir):
+        raise ValueError(f"the model's name is empty; expected a shipped model ({', '.join(shipped)}) or a directory")
     near = difflib.get_close_matches(str(name_or_dir), shipped, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     known = ", ".join(shipped) or "none"
+    if str(name_or_dir) in PRESETS:
+        hint = "; it is a preset, a configuration without weights: give the directory of its checkpoint"
     raise ValueError(f"no model {str(name_or_dir)!r}: not a directory, and not a shipped model ({known}){hint}")

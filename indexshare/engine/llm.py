@@ -22,6 +22,9 @@ BLOCK_SIZE = 64
 Prompt = str | Sequence[int]
 
 
+MAX_THREADS = 1024  # beyond any machine; compute libraries fail, or crash, somewhere above
+
+
 class LLM:
     """Generates text with a model.
 
@@ -69,6 +72,8 @@ class LLM:
             raise ValueError(f"full_attention_below is {below!r}; expected an integer, 0 or more")
         if threads is not None:
             _check_settings(threads=threads)
+            if threads > MAX_THREADS:
+                raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}, best the number of cores")
             torch.set_num_threads(threads)
         self.model, self.tokenizer = _load(model, tokenizer, dtype, device)
         config = self.model.config
@@ -238,9 +243,13 @@ def _load(
     if isinstance(model, str | Path):
         directory = model_directory(model)
         device = "cpu" if device is None else device
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {str(device)!r}, but this torch finds no CUDA device; use device='cpu'")
         loaded = load_model(directory, dtype=running_dtype(dtype, device), device=device)
         if tokenizer is None and (directory / "tokenizer.json").is_file():
             tokenizer = directory
+    elif not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model is {model!r}; expected a shipped model's name, a directory, or a model")
     else:
         loaded = model
         if dtype is not None or device is not None:
@@ -257,6 +266,8 @@ def _load(
 
 def _as_batch(prompts: Any) -> list[Any]:
     """A list of prompts: a text or a flat list of ids counts as one. ValueError when there is nothing."""
+    if isinstance(prompts, dict | set):
+        raise ValueError(f"prompts is a {type(prompts).__name__}; expected a text, token ids, or a list of either")
     if isinstance(prompts, str | bytes) or not hasattr(prompts, "__iter__"):
         return [prompts]
     items = list(prompts)

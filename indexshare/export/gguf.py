@@ -125,6 +125,8 @@ def _library() -> Any:
 
 def _target(out: str | Path) -> Path:
     target = Path(out)
+    if target.exists() and not target.is_dir() and not target.is_file():
+        raise ValueError(f"{out} is a device or a pipe, which the file would replace; give the name of a file")
     if target.is_dir():
         raise ValueError(f"{out} is a directory; expected the name of a file, such as {target / 'model.gguf'}")
     if not target.absolute().parent.is_dir():

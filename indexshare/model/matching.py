@@ -170,7 +170,7 @@ def match_tensors(config: ModelConfig, on_disk: ModelConfig, stored: dict[str, S
 
 
 def _complaint(missing: list[str], surplus: list[str], wrong: list[str], hints: list[str]) -> str:
-    lines = ["the tensors do not fit config.json"]
+    lines = ["the tensors do not fit config.json:"]
     if missing:
         lines.append(f"{len(missing)} missing: {_listed(missing)}")
     if surplus:

@@ -35,7 +35,9 @@ def save_checkpoint(directory: str | Path, state: dict[str, Any]) -> Path:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         kept = f"the checkpoint before it is intact: {final}" if final.exists() else "there is none before it"
-        raise OSError(f"could not write a checkpoint in {folder}: {error}; free some space ({kept})") from error
+        # torch reports a full disk as a RuntimeError about its own archive
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "the disk is full or refuses"
+        raise OSError(f"could not write a checkpoint in {folder}: {reason}; free some space ({kept})") from error
     if final.exists():
         os.replace(final, folder / PREVIOUS)
     os.replace(temporary, final)
@@ -55,9 +57,11 @@ def load_checkpoint(directory: str | Path) -> dict[str, Any] | None:
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch.load raises whatever zipfile and pickle raise on a damaged file
-            broken.append(f"{path}: {error}")
+            broken.append(f"{path}: damaged or not a checkpoint, {type(error).__name__}")
             continue
         return state
     if broken:
-        raise ValueError(f"no checkpoint can be read ({'; '.join(broken)}); delete them to start again")
+        raise ValueError(
+            f"no checkpoint can be read ({'; '.join(broken)}); use another folder, or delete them to start again"
+        )
     return None

@@ -183,6 +183,7 @@ class TokenCorpus:
 
         Raises:
             ValueError: no documents.
+            OSError: the files could not be written, for instance on a full disk; nothing half-written is left.
         """
         if not documents:
             raise ValueError("no documents to tokenise; the split left this side empty, change `held_out`")
@@ -206,10 +207,15 @@ class TokenCorpus:
         }
         index, temporary = path.with_suffix(".json"), path.with_suffix(".tmp")
         index.unlink(missing_ok=True)  # at no moment is there an index of other tokens
-        np.concatenate(arrays).tofile(temporary)
-        os.replace(temporary, path)
-        temporary.write_text(json.dumps(info), encoding="utf-8")
-        os.replace(temporary, index)
+        try:
+            with temporary.open("wb") as file:  # and not `tofile`, which does not say why it could not write
+                file.write(np.concatenate(arrays).data)
+            os.replace(temporary, path)
+            temporary.write_text(json.dumps(info), encoding="utf-8")
+            os.replace(temporary, index)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OSError(f"could not write {path}: {error.strerror}; free some space") from error
         return cls(path)
 
 

@@ -51,6 +51,9 @@ class StopRequested:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if not self.requested:
+            # Not `print`: the handler may interrupt one. Standard error is descriptor 2.
+            os.write(2, b"\nstopping after this update or measurement; Ctrl+C again stops without a checkpoint\n")
         self.requested = True
 
 

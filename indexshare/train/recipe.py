@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -131,7 +132,7 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} entries, the model {recipe.model.vocab_size}; "
-            "delete the folder to train another"
+            "it belongs to another run: use another folder"
         )
     train = TokenCorpus.build(split.train, tokenizer, folder / "train.bin")
     for stage in recipe.stages:
@@ -181,14 +182,28 @@ def load_recipe(path: str | Path) -> Recipe:
         ValueError: no such file, or it has no function `recipe` that returns a Recipe.
     """
     file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"no recipe file {file}; give a Python file with a function `recipe`")
+    if not file.is_file() or file.suffix != ".py":
+        kind = "is a folder" if file.is_dir() else "is not a Python file" if file.is_file() else "does not exist"
+        raise ValueError(f"{file} {kind}; give a Python file with a function `recipe`, such as recipes/nano.py")
     spec = importlib.util.spec_from_file_location(f"indexshare_recipe_{file.stem}", file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    make = getattr(module, "recipe", None)
-    result = make() if callable(make) else None
+    try:
+        spec.loader.exec_module(module)
+        make = getattr(module, "recipe", None)
+        result = make() if callable(make) else None
+    except ValueError:
+        raise  # says what is wrong with the run that the file describes
+    except Exception as error:  # whatever the user's file does wrong, the line where it did
+        raise ValueError(f"{_place(error, file)}: {type(error).__name__}: {error}") from error
     if not isinstance(result, Recipe):
         raise ValueError(f"{file} has no function `recipe` that returns a Recipe")
     return result
+
+
+def _place(error: Exception, file: Path) -> str:
+    """The last line of a recipe's own file that an error passed through, as `file:line`."""
+    if isinstance(error, SyntaxError) and error.lineno is not None:
+        return f"{file}:{error.lineno}"
+    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
+    return f"{file}:{lines[-1]}" if lines else str(file)

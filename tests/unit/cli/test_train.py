@@ -95,7 +95,7 @@ def test_mistakes(run: Callable[..., Any], recipe: Path, extra: tuple[object, ..
 
 
 def test_files_that_are_no_recipe(run: Callable[..., Any], tmp_path: Path) -> None:
-    assert "no recipe file" in run("train", tmp_path / "nothing.py").err
+    assert "does not exist; give a Python file" in run("train", tmp_path / "nothing.py").err
     (tmp_path / "empty.py").write_text("x = 1\n")
     result = run("train", tmp_path / "empty.py")
     assert result.code == 2

@@ -264,6 +264,7 @@ def test_tensors_and_arrays_are_prompts_and_batches(model: GlmMoeDsa) -> None:
         ([1, True], "prompt, position 1: True is not an integer"),
         ("text", "prompt is a text, but the model has no tokenizer"),
         (5, "prompt is 5; expected a text or a list"),
+        ({"a": 1}, "prompts is a dict; expected a text, token ids, or a list"),
         (b"ab", "prompt is b'ab'; expected a text"),
         ([[1] * 501], "501 prompt tokens \\+ max_tokens 12 = 513 exceed the context of 512"),
         ([[1] * 512], "prompt has 512 tokens, but the context holds 512"),
@@ -297,6 +298,7 @@ def test_requests_that_cannot_run_are_refused(model: GlmMoeDsa) -> None:
         ({"prefill_chunk": 0}, "prefill_chunk is 0"),
         ({"max_batch": 1.5}, "max_batch is 1.5"),
         ({"threads": 0}, "threads is 0"),
+        ({"threads": 100_000}, "threads is 100000; expected at most 1024, best the number of cores"),
         ({"full_attention_below": -1}, "full_attention_below is -1"),
         ({"full_attention_below": 0.5}, "full_attention_below is 0.5"),
         ({"full_attention_below": "9"}, "full_attention_below is '9'"),
@@ -306,6 +308,26 @@ def test_requests_that_cannot_run_are_refused(model: GlmMoeDsa) -> None:
 def test_bad_settings_are_refused(model: GlmMoeDsa, settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         LLM(model, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (None, "model is None; expected a shipped model's name, a directory, or a model"),
+        (3, "model is 3; expected"),
+        ("", "the model's name is empty"),
+        ("glm-5.2", "it is a preset, a configuration without weights"),
+    ],
+)
+def test_what_is_no_model_is_refused(model: object, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        LLM(model)  # type: ignore[arg-type]
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="finds no CUDA device; use device='cpu'"):
+        LLM("nano", device="cuda")
 
 
 def test_a_tokenizer_of_another_model_is_refused(model: GlmMoeDsa, tokenizer: Tokenizer) -> None:

@@ -1,6 +1,7 @@
 """The GGUF file: every tensor with its values, keys, stable bytes, and what is refused."""
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -274,6 +275,9 @@ def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export_gguf("nano", tmp_path / "x.gguf", type="q4_0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="is a directory; expected the name of a file"):
         export_gguf("nano", tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="is a device or a pipe, which the file would replace"):
+        export_gguf("nano", tmp_path / "pipe")
     with pytest.raises(ValueError, match="does not exist; create it first"):
         export_gguf("nano", tmp_path / "no" / "x.gguf")
     with pytest.raises(ValueError, match="no model 'nanno'"):

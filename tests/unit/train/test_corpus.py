@@ -1,6 +1,8 @@
 """Corpora: what is read, the split by file and its leaks, and token files that survive a kill."""
 
+import errno
 import json
+import os
 import random
 from pathlib import Path
 
@@ -174,6 +176,18 @@ def test_half_written_token_files_are_made_again(damage: str, tokenizer: Tokeniz
         index.write_text(json.dumps({"names": []}))
     assert np.array_equal(TokenCorpus.build(DOCUMENTS, tokenizer, path).ids, whole)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["train.bin", "train.json"]
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(source: object, target: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("indexshare.train.corpus.os.replace", full)
+    with pytest.raises(OSError, match=r"could not write .*train\.bin: No space left on device; free some space"):
+        TokenCorpus.build([Document(name="a.py", text="x = 1\n")], tokenizer, tmp_path / "train.bin")
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_documents_is_an_error(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -139,8 +139,21 @@ def test_recipe_mistakes(make_recipe: Callable[..., Recipe], model_config: Model
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no recipe file"):
+    with pytest.raises(ValueError, match=r"none\.py does not exist; give a Python file"):
         load_recipe(tmp_path / "none.py")
+    with pytest.raises(ValueError, match="is a folder; give a Python file"):
+        load_recipe(tmp_path)
+    (tmp_path / "README.md").write_text("# not Python\n")
+    with pytest.raises(ValueError, match=r"README\.md is not a Python file"):
+        load_recipe(tmp_path / "README.md")
+    for text, message in (
+        ("x = 1\ny = (\n", r"wrong\.py:2: SyntaxError"),
+        ("def recipe():\n    a = 1\n    return a / 0\n", r"wrong\.py:3: ZeroDivisionError: division by zero"),
+        ("import no_such_module\n", r"wrong\.py:1: ModuleNotFoundError: No module named 'no_such_module'"),
+    ):
+        (tmp_path / "wrong.py").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_recipe(tmp_path / "wrong.py")
     for text in ("x = 1\n", "recipe = 3\n", "def recipe():\n    return 3\n"):
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(ValueError, match="no function `recipe`"):
