@@ -11,13 +11,18 @@ from torch import Tensor
 
 from indexshare.ops.experts import reference as experts_reference
 from indexshare.ops.experts import torch_impl as experts_torch
+from indexshare.ops.indexer import recent as indexer_recent
 from indexshare.ops.indexer import reference as indexer_reference
 from indexshare.ops.indexer import torch_impl as indexer_torch
 from indexshare.ops.sparse_mla import reference as mla_reference
 from indexshare.ops.sparse_mla import torch_impl as mla_torch
 
 _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
-    "select_topk": {"torch": indexer_torch.select_topk, "reference": indexer_reference.select_topk},
+    "select_topk": {
+        "torch": indexer_torch.select_topk,
+        "reference": indexer_reference.select_topk,
+        "recent": indexer_recent.select_topk,  # another choice on purpose; used only when forced
+    },
     "sparse_mla": {
         "torch": mla_torch.sparse_mla,
         "reference": lambda *args: mla_reference.sparse_mla(*args)[0],
@@ -32,6 +37,9 @@ _forced: ContextVar[str | None] = ContextVar("forced_implementation", default=No
 @contextmanager
 def force(name: str) -> Iterator[None]:
     """Within the block every operation uses the implementation called `name` (`"reference"` or `"torch"`).
+
+    Operations without one of that name keep theirs. `"recent"` is no implementation of the same contract but a
+    control: the selection is replaced by the most recent tokens (`ops/indexer/recent.py`).
 
     Raises:
         ValueError: no operation has an implementation of that name.
