@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -157,7 +156,7 @@ class _Work:
         """Read the text where a suite needs it, then load the model: a wrong folder costs nothing."""
         from indexshare.config.shipped import model_directory
         from indexshare.engine.llm import running_dtype
-        from indexshare.eval.held_out import held_out_split
+        from indexshare.eval.held_out import held_out_split, training_text
         from indexshare.model.weights import load_model
         from indexshare.tokenizer import Tokenizer
         from indexshare.train.corpus import TextFolder, read_folder
@@ -166,7 +165,7 @@ class _Work:
         if text is not None:
             held_out = everything = read_folder(TextFolder(path=str(text)))
         elif set(suites) - {"needle", "recall"}:
-            split = held_out_split(_training_text(directory))
+            split = held_out_split(training_text(directory))
             held_out, everything = split.held_out, [*split.train, *split.held_out]
         kind = running_dtype(dtype, device)
         model, tokenizer = load_model(name, dtype=kind, device=device), Tokenizer.load(directory)
@@ -257,11 +256,3 @@ def _show(model: str, reports: dict[str, Report]) -> None:
             tables.show_draft(report)
         else:
             tables.show_repository(report)
-
-
-def _training_text(directory: Path) -> dict[str, Any]:
-    file = directory / "training.json"
-    try:
-        return dict(json_module.loads(file.read_text(encoding="utf-8"))["text"])
-    except (FileNotFoundError, KeyError, json_module.JSONDecodeError):
-        raise ValueError(f"{file} does not say what the model was trained on; give a folder with --text") from None

@@ -87,14 +87,9 @@ def evaluate_draft(
     advance = counter(progress, sum(map(len, texts)))
     for batch in batches([len(text) for text in texts]):
         part, files = [texts[i] for i in batch], [owners[i] for i in batch]
-        hidden, view = hidden_states(model, part)
-        said = torch.tensor(predictions(model, hidden))
-        drafts = _draft(model, part, hidden, view, steps)
-        for span, file, text in zip(view.spans, files, part, strict=True):
-            rows, ids = slice(span.start, span.stop), torch.tensor(text)
-            counts[file] += _agreement(said[rows], drafts[:, rows], ids)
-            hits = said[rows][:-1] == ids[1:]
-            right[file] += torch.tensor([len(hits), int(hits.sum())])
+        for file, (slots, hits) in zip(files, _count(model, part, steps), strict=True):
+            counts[file] += slots
+            right[file] += hits
         if advance is not None:
             advance(sum(map(len, part)))
     return DraftReport(
@@ -107,6 +102,19 @@ def evaluate_draft(
         ),
         trunk_right=_part(right[:, 1], right[:, 0]),
     )
+
+
+def _count(model: GlmMoeDsa, texts: Sequence[Sequence[int]], steps: int) -> list[tuple[Tensor, Tensor]]:
+    """Of each text the counts of `_agreement`, and its tokens and how many of them the trunk predicts, int64 `[2]`."""
+    hidden, view = hidden_states(model, texts)
+    said = torch.tensor(predictions(model, hidden))
+    drafts = _draft(model, texts, hidden, view, steps)
+    result = []
+    for span, text in zip(view.spans, texts, strict=True):
+        rows, ids = slice(span.start, span.stop), torch.tensor(text)
+        hits = said[rows][:-1] == ids[1:]
+        result.append((_agreement(said[rows], drafts[:, rows], ids), torch.tensor([len(hits), int(hits.sum())])))
+    return result
 
 
 def _part(hits: Tensor, slots: Tensor) -> Estimate:

@@ -20,6 +20,7 @@ from indexshare.train.objectives import token_losses
 
 SELECTION, FULL, RECENT = "selection", "full", "recent"
 ATTENTION = (SELECTION, FULL, RECENT)
+_LOGIT_BYTES = 16 << 20  # of logits held at once
 TOKENS_AT_ONCE = 8192  # of short texts in one forward pass; a longer text goes alone
 
 Progress = Callable[[int, int], None]  # (tokens done, tokens in all)
@@ -117,4 +118,5 @@ def token_bits(
 def predictions(model: GlmMoeDsa, hidden: Tensor, rows: Sequence[int] | None = None) -> list[int]:
     """The most likely next token after each of the given rows of `hidden` (all of them unless given)."""
     chosen = hidden if rows is None else hidden[torch.tensor(rows, dtype=torch.int64, device=hidden.device)]
-    return [int(token) for part in chosen.split(1024) for token in model.logits(part).argmax(-1).tolist()]
+    at_once = max(1, _LOGIT_BYTES // (4 * model.config.vocab_size))
+    return [int(token) for part in chosen.split(at_once) for token in model.logits(part).argmax(-1).tolist()]

@@ -8,6 +8,7 @@ is given each file alone.
 from __future__ import annotations
 
 import itertools
+import json
 import lzma
 import math
 from collections.abc import Callable, Sequence
@@ -65,6 +66,19 @@ class HeldOutReport:
 def xz_bits(text: str) -> int:
     """Size in bits of one file under `xz -9e`."""
     return 8 * len(lzma.compress(text.encode("utf-8"), preset=9 | lzma.PRESET_EXTREME))
+
+
+def training_text(directory: Path) -> dict[str, Any]:
+    """What a model was trained on: the fields of its `TextFolder`, from `training.json` in its directory.
+
+    Raises:
+        ValueError: no such file, or it does not say.
+    """
+    file = directory / "training.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["text"])
+    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+        raise ValueError(f"{file} does not say what the model was trained on; give a folder with --text") from None
 
 
 def held_out_documents(text: dict[str, Any]) -> list[Document]:

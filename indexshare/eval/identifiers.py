@@ -64,7 +64,7 @@ class CompletedUse:
         right: greedy decoding writes exactly the name and ends it.
         bits: code length of the name's tokens.
         prompts: token ids of the two prompts, up to the name.
-        ahead: the text of the file from the name to the end of its line.
+        ahead: how the file goes on after the prompts, to the end of the line.
     """
 
     file: str
@@ -229,7 +229,7 @@ def _complete_file(
     for use, prompt, (long_right, long_bits), (short_right, short_bits) in zip(
         uses, prompts, wide, narrow, strict=True
     ):
-        rest = tokenizer.decode(target.body[use.start : use.stop + 64]).lstrip("\n")
+        rest = tokenizer.decode(target.body[use.start : use.stop + 64])
         result.append(
             CompletedUse(
                 file=target.document.name,

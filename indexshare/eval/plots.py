@@ -72,9 +72,13 @@ def _positions(axes: Any, report: HeldOutReport) -> None:
     axes.grid(alpha=0.3)
 
 
-def _line(axes: Any, lengths: Sequence[int], figures: Sequence[Estimate], label: str) -> None:
-    values = [figure.value for figure in figures]
-    axes.errorbar(lengths, values, yerr=_bars(figures), marker="o", markersize=3, capsize=3, label=label)
+def _line(axes: Any, lengths: Sequence[int], every: Sequence[Estimate | None], label: str, *, bars: bool) -> None:
+    """A line through the figures that there are."""
+    there = [(length, figure) for length, figure in zip(lengths, every, strict=True) if figure is not None]
+    if there:
+        figures = [figure for _, figure in there]
+        style = {"yerr": _bars(figures), "capsize": 3} if bars else {}
+        axes.errorbar(*zip(*((n, f.value) for n, f in there), strict=True), marker="o", ms=3, label=label, **style)
 
 
 def _bars(figures: Sequence[Estimate]) -> list[list[float]]:
@@ -93,25 +97,19 @@ def _lengths_axis(axes: Any, lengths: Sequence[int]) -> None:
 
 def _bits(axes: Any, report: PriceReport) -> None:
     lengths = [row.length for row in report.rows]
-    for name, values in (
-        ("selection", [row.selection for row in report.rows]),
-        ("full attention", [row.full for row in report.rows]),
-        ("every layer Full", [row.every_layer_full for row in report.rows]),
-    ):
-        if figures := [value for value in values if value is not None]:
-            axes.plot(lengths, [f.value for f in figures], marker="o", markersize=3, label=name)
+    # The intervals of bits are those of the files, far wider than what the lines differ by: the prices have their own.
+    _line(axes, lengths, [row.selection for row in report.rows], "selection", bars=False)
+    _line(axes, lengths, [row.full for row in report.rows], "full attention", bars=False)
+    _line(axes, lengths, [row.every_layer_full for row in report.rows], "every layer Full", bars=False)
     axes.set(ylabel="bits per byte", title=f"held-out text, {report.tokens:,} tokens")
     _lengths_axis(axes, lengths)
 
 
 def _prices(axes: Any, report: PriceReport) -> None:
     lengths = [row.length for row in report.rows]
-    for name, values in (
-        ("of sparsity", [row.price_of_sparsity for row in report.rows]),
-        ("of sharing", [row.price_of_sharing for row in report.rows]),
-    ):
-        if figures := [value.changed(100, 0) for value in values if value is not None]:
-            _line(axes, lengths, figures, name)
+    sharing = [row.price_of_sharing and row.price_of_sharing.changed(100, 0) for row in report.rows]
+    _line(axes, lengths, [row.price_of_sparsity.changed(100, 0) for row in report.rows], "of sparsity", bars=True)
+    _line(axes, lengths, sharing, "of sharing", bars=True)
     axes.axhline(0, color="grey", linewidth=0.8)
     axes.set(ylabel="more bits (%)", title="price, with 95 % intervals")
     _lengths_axis(axes, lengths)

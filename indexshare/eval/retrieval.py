@@ -244,9 +244,9 @@ def recall_probes(tokenizer: Tokenizer, rng: random.Random, length: int, depths:
         ValueError: no room for a table with so many entries.
     """
     count = len(depths)
-    names = unique_names(rng, max(2 * count, length // 8))  # an entry takes more than eight tokens
+    names = unique_names(rng, max(2 * count, length // 6))  # an entry takes more than six tokens
     pairs = [(name, str(rng.randrange(1000, 10_000))) for name in names]
-    lines = [f"    '{key}': {value},\n" for key, value in pairs]
+    lines = [f"\n    '{key}': {value}," for key, value in pairs]  # a line break joins the indentation after it
     sizes = np.cumsum([len(ids) for ids in tokenizer.encode_batch(lines, parse_special=False)])
     question = len(_question(tokenizer, f"assert settings['{max(names, key=len)}'] == ", "1000")[0])
     room = length - count * (question + 2)  # the longest name need not have the most tokens
@@ -265,7 +265,7 @@ def recall_probes(tokenizer: Tokenizer, rng: random.Random, length: int, depths:
 
 
 def _table(tokenizer: Tokenizer, lines: Sequence[str]) -> list[int]:
-    return tokenizer.encode("settings = {\n" + "".join(lines) + "}\n\n", parse_special=False)
+    return tokenizer.encode("settings = {" + "".join(lines) + "\n}\n\n", parse_special=False)
 
 
 _TASKS: dict[str, ProbeMaker] = {"needle": needle_probes, "recall": recall_probes}
