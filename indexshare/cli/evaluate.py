@@ -41,7 +41,7 @@ class SuiteOptions:
     samples
         Questions of `needle` and `recall` at each length and depth.
     tokens
-        Most held-out tokens that the prices (at each length) and `draft` score: 131,072 and 65,536 unless given.
+        Most held-out tokens that the prices (at each length) and `draft` score: 65,536 unless given.
     files
         Most files that `repository` scores.
     context
@@ -55,7 +55,7 @@ class SuiteOptions:
     attention: str = "selection,full,recent"
     samples: int = 5
     tokens: int | None = None
-    files: int = 32
+    files: int = 24
     context: int | None = None
     seed: int = 0
 

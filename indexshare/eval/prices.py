@@ -27,7 +27,7 @@ from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
 from indexshare.train.corpus import Document
 
 DEFAULT_LENGTHS = (2048, 8192, 32768)
-DEFAULT_TOKENS = 131_072
+DEFAULT_TOKENS = 65_536
 _NO_FILE = -1
 
 

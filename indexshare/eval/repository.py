@@ -17,7 +17,7 @@ from indexshare.tokenizer import Tokenizer
 from indexshare.train.corpus import Document
 
 DEFAULT_CONTEXT = 16_384
-DEFAULT_FILES = 32
+DEFAULT_FILES = 24
 _TARGET_PART = 4  # a target takes at most a quarter of the context
 
 
