@@ -59,6 +59,11 @@ class SuiteOptions:
     context: int | None = None
     seed: int = 0
 
+    @property
+    def kinds(self) -> list[str]:
+        """The names in `attention`."""
+        return [name.strip() for name in self.attention.split(",")]
+
 
 def evaluate(
     model: str,
@@ -105,6 +110,7 @@ def evaluate(
     if plot is not None:
         check_picture(plot)
     work = _Work.prepare(model, text, suites, dtype=dtype, device=device)
+    work.check(suites, options, lengths)
     reports: dict[str, Report] = {}
     with MeasuringBar() as bar:
         for name in suites:
@@ -174,6 +180,21 @@ class _Work:
             device=device,
         )  # fmt: skip
 
+    def check(self, suites: Sequence[str], options: SuiteOptions, lengths: Sequence[int] | None) -> None:
+        """Refuse (ValueError) now what a suite would refuse only when the suites before it are done."""
+        from indexshare.eval.draft import check_draft
+        from indexshare.eval.forward import check_attention, check_length
+        from indexshare.eval.prices import check_selects
+
+        if set(suites) & {"needle", "recall"}:
+            check_attention(options.kinds)
+        if "draft" in suites:
+            check_draft(self.model)
+        for length in lengths or ():
+            check_length(self.model, length)
+            if "held-out" in suites:
+                check_selects(self.model, length)
+
     def run(
         self, suite: str, bar: MeasuringBar, options: SuiteOptions, lengths: Sequence[int] | None, max_tokens: int
     ) -> dict[str, Report]:
@@ -185,13 +206,14 @@ class _Work:
 
         given = (self.model, self.tokenizer)
         reports: dict[str, Report] = {}
+        prices: dict[str, Report] = {}
+        if suite == "held-out" and (lengths is not None or options.ancestor is not None):
+            bar.begin("prices")  # the first to find the text too short, or the ancestor no match
+            prices["prices"] = self._prices(bar, options, lengths)
+            bar.end()
         bar.begin(suite, "files" if suite == "held-out" else "tokens")
         if suite == "held-out":
             reports[suite] = evaluate_held_out(*given, self.held_out, max_tokens=max_tokens, progress=bar)
-            if lengths is not None or options.ancestor is not None:
-                bar.end()
-                bar.begin("prices")
-                reports["prices"] = self._prices(bar, options, lengths)
         elif suite == "repository":
             reports[suite] = evaluate_repository(
                 *given, self.held_out, self.everything,
@@ -201,13 +223,12 @@ class _Work:
             tokens = DEFAULT_TOKENS if options.tokens is None else options.tokens
             reports[suite] = evaluate_draft(*given, self.held_out, max_tokens=tokens, progress=bar)
         else:
-            kinds = [name.strip() for name in options.attention.split(",")]
             reports[suite] = evaluate_retrieval(
-                *given, suite, lengths=lengths, samples=options.samples, attention=kinds, seed=options.seed,
+                *given, suite, lengths=lengths, samples=options.samples, attention=options.kinds, seed=options.seed,
                 progress=bar,
             )  # fmt: skip
         bar.end()
-        return reports
+        return reports | prices
 
     def _prices(self, bar: MeasuringBar, options: SuiteOptions, lengths: Sequence[int] | None) -> Report:
         from indexshare.eval.prices import DEFAULT_TOKENS, evaluate_prices, load_every_layer_full

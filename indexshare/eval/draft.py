@@ -46,6 +46,12 @@ class DraftReport:
     trunk_right: Estimate
 
 
+def check_draft(model: GlmMoeDsa) -> None:
+    """Refuse (ValueError) a model without a draft layer."""
+    if model.mtp is None:
+        raise ValueError("the model has no draft layer (num_nextn_predict_layers is 0): leave out the suite `draft`")
+
+
 def evaluate_draft(
     model: GlmMoeDsa,
     tokenizer: Tokenizer,
@@ -71,8 +77,7 @@ def evaluate_draft(
     Raises:
         ValueError: the model has no draft layer, no document is long enough, or a bad `steps`, `length`, `max_tokens`.
     """
-    if model.mtp is None:
-        raise ValueError("the model has no draft layer (num_nextn_predict_layers is 0): leave out the suite `draft`")
+    check_draft(model)
     if length is None:
         length = min(DEFAULT_LENGTH, model.config.max_position_embeddings)
     check_length(model, length)

@@ -78,6 +78,13 @@ def lay_out(documents: Sequence[Document], tokenizer: Tokenizer) -> Row:
     return Row(ids=np.asarray(ids), owner=np.asarray(owner), num_bytes=np.asarray(sizes))
 
 
+def check_selects(model: GlmMoeDsa, length: int) -> None:
+    """Refuse (ValueError) a length at which the selection keeps everything: no price could be seen there."""
+    topk = model.config.index_topk
+    if length <= topk:
+        raise ValueError(f"a length is {length}, index_topk {topk}: nothing is left out there; give longer ones")
+
+
 def usable_lengths(model: GlmMoeDsa, row_tokens: int, lengths: Sequence[int] = DEFAULT_LENGTHS) -> tuple[int, ...]:
     """Those of `lengths` at which the model selects at all, and which context and text can fill."""
     most = min(model.config.max_position_embeddings, row_tokens - 1)
@@ -180,8 +187,7 @@ def _check(model: GlmMoeDsa, other: GlmMoeDsa | None, lengths: Sequence[int], ro
         )
     for length in lengths:
         check_length(model, length)
-        if length <= topk:
-            raise ValueError(f"a length is {length}, index_topk {topk}: nothing is left out there; give longer ones")
+        check_selects(model, length)
         if length >= row_tokens:
             raise ValueError(f"a length is {length}, the text has {row_tokens} tokens; give more text, or less length")
     if other is None:

@@ -62,7 +62,7 @@ def test_all_suites_as_json(model: str, text: str, capsys: pytest.CaptureFixture
         assert row["length"] == 400 and 0 <= row["worst_depth"] <= row["value"] <= 1
     assert len(facts["repository"]["by_file"]) == 2 and len(facts["draft"]["agreement"]) == 2
     assert [line.split(":")[0] for line in captured.err.splitlines()] == [
-        "held-out", "prices", "needle", "recall", "repository", "draft",
+        "prices", "held-out", "needle", "recall", "repository", "draft",
     ]  # fmt: skip
 
 
@@ -105,6 +105,17 @@ def test_lists_are_parsed() -> None:
     assert parse_lengths("2K,300") == (2048, 300) and parse_lengths(None) is None
 
 
+def test_suites_that_come_late_are_checked_first(
+    text: str, task_tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = preset("tiny").replace(vocab_size=task_tokenizer.vocab_size, num_nextn_predict_layers=0)
+    save_model(GlmMoeDsa(config).initialise(0), tmp_path)
+    task_tokenizer.save(tmp_path)
+    assert main(["eval", str(tmp_path), "--text", text, "--suite", "all"]) == 2
+    error = capsys.readouterr().err
+    assert "no draft layer" in error and "held-out:" not in error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -113,7 +124,9 @@ def test_lists_are_parsed() -> None:
         (["--lengths", ""], "numbers of tokens"),
         (["--plot", "a.txt"], "ends in one of"),
         (["--suite", "needle", "--attention", "dense"], "expected some of selection"),
-        (["--suite", "needle", "--lengths", "8K"], "reads 2 to 4096"),
+        (["--suite", "all", "--lengths", "8K"], "reads 2 to 4096"),
+        (["--suite", "all", "--lengths", "8"], "nothing is left out"),
+        (["--lengths", "4K"], "give more text"),
     ],
 )
 def test_refusals(
