@@ -25,7 +25,7 @@ def recipe() -> Recipe:
         path=STANDARD_LIBRARY,
         exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
     )
-    return Recipe(name="nano", model=model, text=text, stages=stages(model.share_plan), seed=0)
+    return Recipe(name="nano", model=model, text=text, stages=stages(model.share_plan), seed=0, keep=("sparse",))
 
 
 def stages(plan: SharePlan) -> tuple[Stage, ...]:
@@ -36,7 +36,7 @@ def stages(plan: SharePlan) -> tuple[Stage, ...]:
         batch_tokens=8 * K,
         micro_tokens=2 * K,
         position_reach=REACH,
-        indexer_stride=2,
+        indexer_stride=4,
         optim=OptimConfig(indexer_lr=5e-3),
     )
     return (*dense_stages(), warmup, *sparse_stages(plan))
@@ -74,15 +74,19 @@ def dense_stages() -> tuple[Stage, ...]:
 
 
 def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
-    """Sharing is learned at 4K, where an update is cheap, before the context grows to 8K."""
+    """Sharing is learned at 4K, where an update is cheap, before the context grows to 8K.
+
+    There indexers learn from the attention of all layers they serve, over all earlier tokens at few queries: what a
+    selection missed is never seen by a loss on the selection.
+    """
     return (
         sparse(
-            tokens=768 * K,
+            tokens=1_024 * K,
             sequence_length=2 * K,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
             position_reach=REACH,
-            indexer_stride=4,
+            indexer_stride=8,
             mixture=LONG_TEXT,
             mtp_weight=0.3,
             optim=LATE,
@@ -91,12 +95,14 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
         index_share(
             plan,
             name="index_share_short",
-            tokens=768 * K,
+            tokens=1_792 * K,
             sequence_length=4 * K,
             batch_tokens=8 * K,
             micro_tokens=4 * K,
             position_reach=REACH,
-            indexer_stride=4,
+            indexer_loss="all",
+            indexer_target="served",
+            indexer_stride=16,
             mixture=LONG_TEXT,
             mtp_weight=0.3,
             optim=LATE,
@@ -104,12 +110,14 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
         ),
         index_share(
             plan,
-            tokens=1_024 * K,
+            tokens=2_304 * K,
             sequence_length=8 * K,
             batch_tokens=16 * K,
             micro_tokens=8 * K,
             position_reach=REACH,
-            indexer_stride=4,
+            indexer_loss="all",
+            indexer_target="served",
+            indexer_stride=32,
             mixture=LONG_TEXT,
             mtp_weight=0.3,
             mtp_steps=2,

@@ -19,6 +19,7 @@ from indexshare import __version__
 from indexshare.cli.complete import complete
 from indexshare.cli.doctor import doctor
 from indexshare.cli.evaluate import evaluate
+from indexshare.cli.export import export
 from indexshare.cli.generate import generate
 from indexshare.cli.info import info
 from indexshare.cli.train import train
@@ -37,7 +38,7 @@ def build_app() -> App:
         help_epilogue="`indexshare VERB --help` explains a verb.",
         suppress_keyboard_interrupt=False,
     )
-    for verb in (complete, generate, info, train, doctor):
+    for verb in (complete, generate, info, train, export, doctor):
         app.command(verb)
     app.command(evaluate, name="eval")
     return app

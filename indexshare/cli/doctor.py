@@ -134,7 +134,7 @@ def _show(report: dict[str, Any]) -> None:
             ("processor", f"{report['cpu']}, {report['cores']} cores usable"),
             ("instructions", f"{has} (not: {lacks})" if lacks else has if features else "not known"),
             ("memory", memory),
-            ("C++ compiler", report["compiler"] or "none (not needed by this version)"),
+            ("C++ compiler", report["compiler"] or "none: the torch implementations run"),
             ("torch", _torch_line(torch)),
             ("CUDA", _cuda_line(torch)),
         ],

@@ -131,7 +131,7 @@ class _Filler:
             )
 
 
-def _require_equal(reader: TensorReader, pair: tuple[StoredTensor, StoredTensor]) -> None:
+def require_equal(reader: TensorReader, pair: tuple[StoredTensor, StoredTensor]) -> None:
     """Refuse a repeated tensor that is not what it repeats."""
     repeat, original = pair
     same = repeat.shape == original.shape and torch.equal(
@@ -155,7 +155,7 @@ def _read_all(model: GlmMoeDsa, matching: Matching, check_finite: bool, report: 
                 change = f"{_type_name(match.stored.dtype)} -> {_type_name(target.dtype)}"
                 report.converted[change] = report.converted.get(change, 0) + 1
         for pair in matching.repeats:
-            _require_equal(reader, pair)
+            require_equal(reader, pair)
         report.bytes_read = reader.bytes_read
 
 

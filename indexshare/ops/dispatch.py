@@ -11,24 +11,34 @@ from torch import Tensor
 
 from indexshare.ops.experts import reference as experts_reference
 from indexshare.ops.experts import torch_impl as experts_torch
+from indexshare.ops.indexer import cpu_impl as indexer_cpu
 from indexshare.ops.indexer import recent as indexer_recent
 from indexshare.ops.indexer import reference as indexer_reference
 from indexshare.ops.indexer import torch_impl as indexer_torch
+from indexshare.ops.native import native
+from indexshare.ops.sparse_mla import cpu_impl as mla_cpu
 from indexshare.ops.sparse_mla import reference as mla_reference
 from indexshare.ops.sparse_mla import torch_impl as mla_torch
 
+# Implementations by operation, the preferred one first. "cpu" is C++ and may refuse a call; the others take all.
 _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     "select_topk": {
+        "cpu": indexer_cpu.select_topk,
         "torch": indexer_torch.select_topk,
         "reference": indexer_reference.select_topk,
         "recent": indexer_recent.select_topk,  # another choice on purpose; used only when forced
     },
     "sparse_mla": {
+        "cpu": mla_cpu.sparse_mla,
         "torch": mla_torch.sparse_mla,
         "reference": lambda *args: mla_reference.sparse_mla(*args)[0],
     },
     "route": {"torch": experts_torch.route, "reference": experts_reference.route},
     "experts": {"torch": experts_torch.experts, "reference": experts_reference.experts},
+}
+_UNSUPPORTED: dict[str, Callable[..., str | None]] = {
+    "select_topk": indexer_cpu.unsupported,
+    "sparse_mla": mla_cpu.unsupported,
 }
 
 _forced: ContextVar[str | None] = ContextVar("forced_implementation", default=None)
@@ -36,10 +46,11 @@ _forced: ContextVar[str | None] = ContextVar("forced_implementation", default=No
 
 @contextmanager
 def force(name: str) -> Iterator[None]:
-    """Within the block every operation uses the implementation called `name` (`"reference"` or `"torch"`).
+    """Within the block every operation that has an implementation called `name` uses it.
 
-    Operations without one of that name keep theirs. `"recent"` is no implementation of the same contract but a
-    control: the selection is replaced by the most recent tokens (`ops/indexer/recent.py`).
+    Names are `"cpu"` (the C++ kernels), `"torch"` and `"reference"`. A forced kernel that cannot take a call raises.
+    `"recent"` is no implementation of the same contract but a control: the selection is replaced by the most recent
+    tokens (`ops/indexer/recent.py`), and the other operations stay as they are.
 
     Raises:
         ValueError: no operation has an implementation of that name.
@@ -55,32 +66,36 @@ def force(name: str) -> Iterator[None]:
 
 
 def explain() -> list[dict[str, str]]:
-    """One row per operation: its name, the implementation in use, and why."""
+    """One row per operation: its name, the implementation that CPU calls use, and why."""
     rows = []
     for op, table in _IMPLEMENTATIONS.items():
-        reason = "forced" if _forced.get() in table else "fastest implementation in this version"
-        rows.append({"op": op, "implementation": _name(table), "reason": reason})
+        name, reason = next(iter(table)), "the only fast one" if "cpu" not in table else native().reason
+        if name == "cpu" and native().library is None:
+            name, reason = "torch", f"C++ kernels {native().reason}"
+        if _forced.get() in table:
+            name, reason = str(_forced.get()), "forced"
+        rows.append({"op": op, "implementation": name, "reason": reason})
     return rows
 
 
-def _name(table: dict[str, Callable[..., Any]]) -> str:
-    forced = _forced.get()
-    return forced if forced in table else next(iter(table))
-
-
-def _implementation(op: str) -> Callable[..., Any]:
-    table = _IMPLEMENTATIONS[op]
-    return table[_name(table)]
+def _implementation(op: str, *args: Any) -> Callable[..., Any]:
+    table, forced = _IMPLEMENTATIONS[op], _forced.get()
+    refusal = _UNSUPPORTED[op](*args) if op in _UNSUPPORTED and forced in (None, "cpu") else None
+    if forced in table:
+        if refusal is not None:
+            raise ValueError(f"{op} is forced to the C++ kernels, which cannot take this call: {refusal}")
+        return table[forced]
+    return next(function for name, function in table.items() if name != "cpu" or refusal is None)
 
 
 def select_topk(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, topk: int) -> Tensor:
     """Exact causal top-k of the lightning indexer, int64 `[Q, topk]`. Contract: `ops/indexer/reference.py`."""
-    return _implementation("select_topk")(q, weights, keys, positions, topk)
+    return _implementation("select_topk", q, weights, keys, positions, topk)(q, weights, keys, positions, topk)
 
 
 def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:
     """Latent attention over chosen rows, `[Q, A, C]`. Contract: `ops/sparse_mla/reference.py`."""
-    return _implementation("sparse_mla")(q, pool, slots, scale, value_dim)
+    return _implementation("sparse_mla", q, pool, slots, scale, value_dim)(q, pool, slots, scale, value_dim)
 
 
 def route(

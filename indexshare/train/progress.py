@@ -73,7 +73,7 @@ class Reporter:
 
     def say(self, message: str) -> None:
         """One line that stays."""
-        self._console.print(message, markup=False, highlight=False)
+        self._console.print(message, markup=False, highlight=False, soft_wrap=True)  # in a file, one line is one line
 
     def record(self, record: dict[str, Any]) -> None:
         """Metrics of one update or evaluation."""

@@ -14,7 +14,7 @@ import indexshare
 from indexshare.config.environment import Environment, read_environment
 
 ROOT = Path(__file__).resolve().parents[3]
-VERBS = ("complete", "doctor", "generate", "info")  # those that report take --json
+VERBS = ("complete", "doctor", "export", "generate", "info")  # those that report take --json
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -76,7 +76,7 @@ def test_an_unknown_verb_is_an_error(run: Callable[..., Any]) -> None:
 def test_the_command_loads_no_heavy_room() -> None:
     program = (
         "import sys, indexshare.cli; indexshare.cli.main(['info', 'tiny', '--json']); "
-        "heavy = {'ops', 'cache', 'model', 'engine', 'train', 'eval', 'tokenizer'}; "
+        "heavy = {'ops', 'cache', 'model', 'engine', 'train', 'eval', 'export', 'tokenizer'}; "
         "print(sorted(m for m in sys.modules if m == 'torch' or m.split('.')[1:2] and "
         "m.split('.')[0] == 'indexshare' and m.split('.')[1] in heavy), file=sys.stderr)"
     )

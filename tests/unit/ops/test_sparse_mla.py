@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from indexshare import ops
+from indexshare.ops import dispatch
 from indexshare.ops.sparse_mla import reference, torch_impl
 from tests.tolerance import TOL
 
@@ -14,7 +15,7 @@ def _case(queries: int, pool: int, k: int, dtype: torch.dtype = torch.float32) -
     return q, rows, slots
 
 
-@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.usefixtures("poisoned_memory", "implementation")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("queries", "pool", "k"), [(1, 1, 1), (1, 500, 63), (63, 100, 16), (5, 2000, 300)])
 def test_sparse_equals_the_loop(queries: int, pool: int, k: int, dtype: torch.dtype) -> None:
@@ -24,6 +25,7 @@ def test_sparse_equals_the_loop(queries: int, pool: int, k: int, dtype: torch.dt
     torch.testing.assert_close(actual, expected, **TOL["sparse mla", str(dtype)[6:]].bounds)
 
 
+@pytest.mark.usefixtures("implementation")
 def test_absent_slots_and_empty_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch_impl, "CHUNK_BYTES", 1)  # every query is its own chunk
     q, rows, slots = _case(4, 30, 6)
@@ -44,6 +46,33 @@ def test_gradient_gathers_again(monkeypatch: pytest.MonkeyPatch) -> None:
     slots[1, 1:] = -1
     leaves = (q.requires_grad_(), rows.requires_grad_())
     assert torch.autograd.gradcheck(lambda a, b: ops.sparse_mla(a, b, slots, 0.3, 16), leaves)
+
+
+@pytest.mark.usefixtures("poisoned_memory", "implementation")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("queries", "heads", "width", "value", "pool", "k"),
+    [(1, 1, 4, 2, 1, 1), (5, 3, 20, 16, 40, 33), (3, 4, 96, 64, 700, 256), (2, 9, 50, 34, 90, 70)],
+)
+def test_gradient_is_that_of_the_formula(
+    queries: int, heads: int, width: int, value: int, pool: int, k: int, dtype: torch.dtype
+) -> None:
+    q, rows, grad = (
+        torch.randn(*s).to(dtype) for s in ((queries, heads, width), (pool, width), (queries, heads, value))
+    )
+    slots = torch.randint(pool, (queries, k))  # rows may occur twice
+    slots[:, k // 2 :][torch.rand(queries, k - k // 2) < 0.3] = -1
+    if queries > 2:
+        slots[1] = -1
+    exact = [t.double().requires_grad_() for t in (q, rows)]
+    with dispatch.force("torch"):
+        ops.sparse_mla(exact[0], exact[1], slots, 0.3, value).backward(grad.double())
+    leaves = [t.clone().requires_grad_() for t in (q, rows)]
+    ops.sparse_mla(leaves[0], leaves[1], slots, 0.3, value).backward(grad)
+    bounds = TOL["sparse mla gradient", str(dtype)[6:]]
+    for leaf, wanted in zip(leaves, exact, strict=True):
+        assert leaf.grad is not None and wanted.grad is not None and leaf.grad.dtype == dtype
+        assert (leaf.grad.double() - wanted.grad).norm() <= bounds.rtol * wanted.grad.norm() + bounds.atol
 
 
 def test_absorbed_equals_expanded() -> None:
