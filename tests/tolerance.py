@@ -91,4 +91,6 @@ TOL: dict[tuple[str, str], Tolerance] = {
     ("held-out bits", "float32"): Tolerance(0.0, 1e-5, 3e-7, "float32 losses of windows added in another order"),
     ("public prefill logits of nano", "float32"): Tolerance(1e-4, 0.0, 1.1e-5, "as for prefill, trained weights"),
     ("public loss of nano", "float32"): Tolerance(0.0, 1e-3, 3.3e-5, "equal scores at the threshold, kept differently"),
+    ("bootstrap interval", "float64"): Tolerance(0.1, 0.0, 3e-2, "2,000 resamples; in parts of the interval"),
+    ("bits in a batch", "float32"): Tolerance(1e-4, 1e-5, 4e-6, "products over more rows sum in another order"),
 }

@@ -8,6 +8,7 @@ is given each file alone.
 from __future__ import annotations
 
 import itertools
+import json
 import lzma
 import math
 from collections.abc import Callable, Sequence
@@ -18,9 +19,10 @@ from typing import Any
 import torch
 
 from indexshare.cache.view import InFlightView
+from indexshare.eval.bootstrap import Interval, ratio
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.tokenizer import END_OF_TEXT, Tokenizer
-from indexshare.train.corpus import Document, TextFolder, read_folder, split_documents
+from indexshare.train.corpus import Document, Split, TextFolder, read_folder, split_documents
 from indexshare.train.evaluate import bits_by_file
 from indexshare.train.objectives import token_losses
 
@@ -33,6 +35,7 @@ class HeldOutReport:
 
     `sparse` and `full` are the model with its selection and with full attention; `xz` is `xz -9e` file by file.
     `position_bits` are bits per token over long windows, averaged over the ranges that `position_edges` bound.
+    Intervals are (low, high) at 95 %, from resampling the files, None for a single file; comparisons are paired.
     """
 
     files: int
@@ -44,6 +47,10 @@ class HeldOutReport:
     position_edges: tuple[int, ...]
     position_bits: tuple[float, ...]
     windows: int
+    sparse_interval: Interval | None
+    full_interval: Interval | None
+    below_xz_interval: Interval | None
+    price_interval: Interval | None
 
     @property
     def below_xz(self) -> float:
@@ -61,6 +68,19 @@ def xz_bits(text: str) -> int:
     return 8 * len(lzma.compress(text.encode("utf-8"), preset=9 | lzma.PRESET_EXTREME))
 
 
+def training_text(directory: Path) -> dict[str, Any]:
+    """What a model was trained on: the fields of its `TextFolder`, from `training.json` in its directory.
+
+    Raises:
+        ValueError: no such file, or it does not say.
+    """
+    file = directory / "training.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8"))["text"])
+    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+        raise ValueError(f"{file} does not say what the model was trained on; give a folder with --text") from None
+
+
 def held_out_documents(text: dict[str, Any]) -> list[Document]:
     """The held-out side of a training text, split again by the rule that training used.
 
@@ -70,12 +90,17 @@ def held_out_documents(text: dict[str, Any]) -> list[Document]:
     Raises:
         ValueError: the folder is not here, or nothing of it is held out.
     """
+    return held_out_split(text).held_out
+
+
+def held_out_split(text: dict[str, Any]) -> Split:
+    """Both sides of a training text; arguments and errors as for `held_out_documents`."""
     fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in text.items()}
     folder = TextFolder(**fields)
-    documents = split_documents(read_folder(folder), folder.held_out).held_out
-    if not documents:
+    split = split_documents(read_folder(folder), folder.held_out)
+    if not split.held_out:
         raise ValueError(f"no file of {Path(folder.root)} is held out; score another folder with --text")
-    return documents
+    return split
 
 
 def evaluate_held_out(
@@ -102,24 +127,31 @@ def evaluate_held_out(
         raise ValueError("no documents to score")
     if not 2 <= max_tokens <= model.config.max_position_embeddings:
         raise ValueError(f"max_tokens is {max_tokens}; the model's context is {model.config.max_position_embeddings}")
-    size = sparse = full = 0.0
+    sizes, sparse, full, xz = list[int](), list[float](), list[float](), list[int]()
     for done, document in enumerate(documents):
         if progress is not None:
             progress(done, len(documents))
         ((num_bytes, bits),) = bits_by_file(model, tokenizer, [document], max_tokens=max_tokens)
         ((_, dense),) = bits_by_file(model, tokenizer, [document], max_tokens=max_tokens, full_attention=True)
-        size, sparse, full = size + num_bytes, sparse + bits, full + dense
+        sizes.append(num_bytes)
+        sparse.append(bits)
+        full.append(dense)
+        xz.append(xz_bits(document.text))
     edges, by_position, windows = bits_by_position(model, tokenizer, documents, max_tokens=max_tokens)
     return HeldOutReport(
         files=len(documents),
-        num_bytes=int(size),
+        num_bytes=sum(sizes),
         max_tokens=max_tokens,
-        sparse=sparse / size,
-        full=full / size,
-        xz=sum(xz_bits(document.text) for document in documents) / size,
+        sparse=sum(sparse) / sum(sizes),
+        full=sum(full) / sum(sizes),
+        xz=sum(xz) / sum(sizes),
         position_edges=edges,
         position_bits=by_position,
         windows=windows,
+        sparse_interval=ratio(sparse, sizes).interval,
+        full_interval=ratio(full, sizes).interval,
+        below_xz_interval=ratio(sparse, xz).changed(-1, 1).interval,
+        price_interval=ratio(sparse, full).changed(1, -1).interval,
     )
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from indexshare.ops.experts import reference as experts_reference
 from indexshare.ops.experts import torch_impl as experts_torch
 from indexshare.ops.indexer import cpu_impl as indexer_cpu
+from indexshare.ops.indexer import recent as indexer_recent
 from indexshare.ops.indexer import reference as indexer_reference
 from indexshare.ops.indexer import torch_impl as indexer_torch
 from indexshare.ops.native import native
@@ -25,6 +26,7 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
         "cpu": indexer_cpu.select_topk,
         "torch": indexer_torch.select_topk,
         "reference": indexer_reference.select_topk,
+        "recent": indexer_recent.select_topk,  # another choice on purpose; used only when forced
     },
     "sparse_mla": {
         "cpu": mla_cpu.sparse_mla,
@@ -47,6 +49,8 @@ def force(name: str) -> Iterator[None]:
     """Within the block every operation that has an implementation called `name` uses it.
 
     Names are `"cpu"` (the C++ kernels), `"torch"` and `"reference"`. A forced kernel that cannot take a call raises.
+    `"recent"` is no implementation of the same contract but a control: the selection is replaced by the most recent
+    tokens (`ops/indexer/recent.py`), and the other operations stay as they are.
 
     Raises:
         ValueError: no operation has an implementation of that name.

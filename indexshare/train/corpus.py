@@ -116,6 +116,12 @@ def _shingles(text: str) -> set[int]:
     return {hash(tuple(lines[i : i + _SHINGLE])) for i in range(max(1, len(lines) - _SHINGLE + 1))}
 
 
+def is_near_copy(text: str, other: str) -> bool:
+    """Whether a text shares more than half of its three-line units with another."""
+    units = _shingles(text)
+    return len(units & _shingles(other)) > _NEAR_COPY * len(units)
+
+
 def split_documents(documents: Iterable[Document], part: float) -> Split:
     """Split by file and remove what would leak: equal texts once only, and held-out files half found in training.
 

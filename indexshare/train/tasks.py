@@ -85,7 +85,8 @@ def _name(rng: random.Random) -> str:
     return f"{rng.choice(_VERBS)}_{rng.choice(_NOUNS)}_{rng.choice(_NOUNS)}"
 
 
-def _filler(rng: random.Random, num_chars: int) -> str:
+def filler(rng: random.Random, num_chars: int) -> str:
+    """Lines of code without meaning, at least `num_chars` characters, whole statements, a line break at the end."""
     parts: list[str] = []
     while num_chars > 0:
         a, b = rng.sample(_NOUNS, 2)
@@ -95,7 +96,8 @@ def _filler(rng: random.Random, num_chars: int) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _unique_names(rng: random.Random, count: int) -> list[str]:
+def unique_names(rng: random.Random, count: int) -> list[str]:
+    """Names of functions or settings, all different."""
     names: dict[str, None] = {}
     while len(names) < count:
         names[_name(rng) + (f"_{rng.randrange(100)}" if len(names) > 400 else "")] = None
@@ -105,7 +107,7 @@ def _unique_names(rng: random.Random, count: int) -> list[str]:
 def key_value_recall(rng: random.Random, num_chars: int) -> str:
     """A table of settings, then every key asked for again in another order."""
     count = max(2, num_chars // 75)
-    pairs = [(name, rng.randrange(1000, 10_000)) for name in _unique_names(rng, count)]
+    pairs = [(name, rng.randrange(1000, 10_000)) for name in unique_names(rng, count)]
     table = "".join(f"    '{key}': {value},\n" for key, value in pairs)
     rng.shuffle(pairs)
     asked = "".join(f"assert settings['{key}'] == {value}\n" for key, value in pairs)
@@ -115,13 +117,13 @@ def key_value_recall(rng: random.Random, num_chars: int) -> str:
 def needle(rng: random.Random, num_chars: int) -> str:
     """A few constants far apart in filler code, asked for at the end and in between."""
     count = rng.randint(2, 6)
-    names = [name.upper() for name in _unique_names(rng, count)]
+    names = [name.upper() for name in unique_names(rng, count)]
     values = [rng.randrange(10_000, 100_000) for _ in names]
     share = max(0, num_chars - 90 * count) // (count + 1)
-    text = _filler(rng, share)
+    text = filler(rng, share)
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         back = rng.randint(0, i)
-        text += f"{name} = {value}\n" + _filler(rng, share)
+        text += f"{name} = {value}\n" + filler(rng, share)
         text += f"assert {names[back]} == {values[back]}\n"
     order = rng.sample(range(count), count)
     return text + "".join(f"assert {names[i]} == {values[i]}\n" for i in order)
@@ -131,7 +133,7 @@ def copying(rng: random.Random, num_chars: int) -> str:
     """A block of code, other code, then the block again, word for word."""
     part = rng.uniform(0.2, 0.45)
     block = "".join(f"    {_name(rng)}({rng.randrange(1000)})\n" for _ in range(max(1, int(num_chars * part) // 30)))
-    body = _filler(rng, int(num_chars * (1 - 2 * part)) - 60)
+    body = filler(rng, int(num_chars * (1 - 2 * part)) - 60)
     name = _name(rng)
     return f"def {name}():\n{block}\n{body}\n# the same steps again\ndef {name}():\n{block}"
 
@@ -140,7 +142,7 @@ def variable_tracking(rng: random.Random, num_chars: int) -> str:
     """Chains of assignments x = y = ... = number with filler between, each end asked for its number."""
     chains = rng.randint(2, 5)
     hops = rng.randint(2, 5)
-    names = _unique_names(rng, chains * hops)
+    names = unique_names(rng, chains * hops)
     values = [rng.randrange(10_000, 100_000) for _ in range(chains)]
     share = max(0, num_chars - 45 * chains * (hops + 1)) // (chains * hops)
     text = ""
@@ -148,7 +150,7 @@ def variable_tracking(rng: random.Random, num_chars: int) -> str:
         for chain in rng.sample(range(chains), chains):
             name = names[chain * hops + hop]
             source = str(values[chain]) if hop == 0 else names[chain * hops + hop - 1]
-            text += f"{name} = {source}\n" + _filler(rng, share)
+            text += f"{name} = {source}\n" + filler(rng, share)
     ends = [(names[c * hops + rng.randrange(hops)], values[c]) for c in range(chains)]
     rng.shuffle(ends)
     return text + "".join(f"assert {name} == {value}\n" for name, value in ends)

@@ -111,3 +111,12 @@ def test_kl_is_zero_for_a_single_candidate_and_reaches_no_attention_input() -> N
     assert ops.indexer_kl(q, w, k, queries, latents, [ops.KLRows(torch.tensor([0]))], 1.0).abs() < 1e-6
     ops.indexer_kl(q, w, k, queries, latents, [ops.KLRows(torch.arange(9))], 1.0).backward()
     assert queries.grad is None and latents.grad is None and q.grad is not None and q.grad.abs().sum() > 0
+
+
+def test_the_recent_control_ignores_scores() -> None:
+    q, w, k, _ = _inputs(3, 50, 2, 4)
+    with dispatch.force("recent"):
+        chosen = ops.select_topk(q, w, k, torch.tensor([49, 2, 4]), 5)
+        assert {row["op"] for row in dispatch.explain() if row["implementation"] == "recent"} == {"select_topk"}
+    assert chosen.tolist() == [[45, 46, 47, 48, 49], [0, 1, 2, -1, -1], [0, 1, 2, 3, 4]]
+    assert dispatch.explain()[0]["implementation"] != "recent"
