@@ -82,7 +82,7 @@ def measure_memory(
     subject: Subject, length: int, decode_tokens: int, threads: int, *, on_prefill: Progress | None = None
 ) -> MemoryResult:
     """Start the process and wait for it; a process that the system ends (no memory left) is a result too."""
-    plan = plan_memory(subject.config, length + decode_tokens, element_bytes=subject.element_bytes, chunk=PREFILL_CHUNK)
+    plan = plan_memory(subject.config, length, element_bytes=subject.element_bytes, chunk=PREFILL_CHUNK)
     dtype = str(subject.dtype).removeprefix("torch.")
     command = [sys.executable, "-m", "indexshare.bench.memory", subject.name, dtype]
     run = None

@@ -17,7 +17,7 @@ from indexshare.engine.llm import BLOCK_SIZE, LLM
 from indexshare.engine.request import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
-from indexshare.planner.flops import cache_row_bytes, prefill_flops, step_bytes, token_flops
+from indexshare.planner.flops import Work, cache_row_bytes, prefill_flops, step_bytes, token_flops
 
 PREFILL_CHUNK = 512  # the engine's default, so that what is measured is what users get
 
@@ -68,6 +68,7 @@ class SpeedResult:
         length: prompt tokens, and the depth at which is decoded; 0 is decoding alone, after one token.
         prefill_s: of the whole prompt, None at length 0; decode_s: of one token.
         prefill, decode: how near the ceilings.
+        prefill_flops: operations of the prompt by stage; decode_bytes: bytes that one token has to read, by stage.
     """
 
     variant: str
@@ -76,13 +77,14 @@ class SpeedResult:
     decode_s: Spread
     prefill: Bound | None
     decode: Bound
+    prefill_flops: Work | None
+    decode_bytes: Work
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
-        facts = {name: value for name, value in vars(self).items() if name in ("variant", "length")}
-        for name in ("prefill_s", "decode_s", "prefill", "decode"):
-            value = getattr(self, name)
-            facts[name] = None if value is None else value.to_dict()
+        facts: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            facts[name] = value if value is None or isinstance(value, str | int) else value.to_dict()
         return facts
 
 
@@ -96,16 +98,16 @@ def speed_result(
     full = variant == "full-attention"
     decode_s = Spread.of(second for run in runs for second in run.decode_s)
     flops = token_flops(config, length + 1, full_attention=full, absorbed=not full).total
-    prefill_s, prefill = None, None
+    prefill_s, prefill, work = None, None, None
     if length:
         prefill_s = Spread.of(run.prefill_s for run in runs)
-        work = prefill_flops(config, length, full_attention=full, absorbed=not full).total
+        work = prefill_flops(config, length, full_attention=full, absorbed=not full)
         moved = prefill_bytes(config, element_bytes, length, full_attention=full)
-        prefill = bound_of(work, moved, prefill_s.median, ceilings)
+        prefill = bound_of(work.total, moved, prefill_s.median, ceilings)
     read = _step(config, element_bytes, length + 1, 1, full_attention=full)
     return SpeedResult(
         variant=variant, length=length, prefill_s=prefill_s, decode_s=decode_s, prefill=prefill,
-        decode=bound_of(flops, read, decode_s.median, ceilings),
+        decode=bound_of(flops, read.total, decode_s.median, ceilings), prefill_flops=work, decode_bytes=read,
     )  # fmt: skip
 
 
@@ -113,14 +115,14 @@ def prefill_bytes(config: ModelConfig, element_bytes: int, length: int, *, full_
     """Bytes that the engine's chunks have to read: weights once for each, and the cache as far as it is needed."""
     bounds = [*range(0, length, PREFILL_CHUNK), length]
     return sum(
-        _step(config, element_bytes, stop, stop - start, full_attention=full_attention)
+        _step(config, element_bytes, stop, stop - start, full_attention=full_attention).total
         for start, stop in itertools.pairwise(bounds)
     )
 
 
-def _step(config: ModelConfig, element_bytes: int, context: int, rows: int, *, full_attention: bool) -> int:
+def _step(config: ModelConfig, element_bytes: int, context: int, rows: int, *, full_attention: bool) -> Work:
     latent_row, index_key = cache_row_bytes(config, element_bytes)
     return step_bytes(
         config, context, rows=rows, weight_bytes=element_bytes, latent_row_bytes=latent_row,
         index_key_bytes=index_key, full_attention=full_attention,
-    ).total  # fmt: skip
+    )  # fmt: skip

@@ -24,7 +24,7 @@ _WHY = {
     "memory": "reading memory",
     "neither": "neither (overhead)",
 }
-Several = Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="")]
+Several = Annotated[tuple[int, ...], Parameter(consume_multiple=True, negative="", show_default=False)]
 Part = Literal["kernels", "speed", "memory"]
 Variant = Literal["model", "all-full", "full-attention"]
 
@@ -52,22 +52,23 @@ class BenchOptions:
     kernel_context
         Keys for the kernels measured alone. 65536, or the model's context if that is shorter.
     threads
-        CPU threads to use. All cores unless given.
+        CPU threads to use. What torch takes by itself (the cores) unless given.
     """
 
     lengths: Several = ()
     decode_tokens: int = 16
     repeats: int = 3
     budget: float = 60.0
-    parts: Annotated[tuple[Part, ...], Parameter(consume_multiple=True, negative="")] = ()
-    variants: Annotated[tuple[Variant, ...], Parameter(consume_multiple=True, negative="")] = ()
+    parts: Annotated[tuple[Part, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = ()
+    variants: Annotated[tuple[Variant, ...], Parameter(consume_multiple=True, negative="", show_default=False)] = ()
     kernel_context: int | None = None
     threads: int | None = None
 
     def settings(self, context: int) -> BenchSettings:
         """For a model made for `context` positions, with what was not given filled in."""
+        import torch
+
         from indexshare.bench.report import PARTS, VARIANTS, BenchSettings
-        from indexshare.planner.machine import usable_cores
 
         fitting = tuple(n for n in _LENGTHS if n + self.decode_tokens < context)
         return BenchSettings(
@@ -78,7 +79,7 @@ class BenchOptions:
             parts=self.parts or PARTS,
             variants=self.variants or VARIANTS,
             kernel_context=min(_KERNEL_CONTEXT, context) if self.kernel_context is None else self.kernel_context,
-            threads=usable_cores() if self.threads is None else self.threads,
+            threads=torch.get_num_threads() if self.threads is None else self.threads,
         )
 
 
@@ -126,7 +127,7 @@ def _show(report: BenchReport) -> None:
     weights = "random weights" if subject.directory is None else "trained weights"
     dtype = str(subject.dtype).removeprefix("torch.")
     print_pairs(
-        f"{subject.name}: {weights}, {dtype}, {settings.threads} threads, {report.date}",
+        f"{subject.name}: {weights}, {dtype}, threads: {settings.threads}, {report.date}",
         [
             ("processor", f"{report.machine['processor']}, {report.machine['cores']} cores usable"),
             ("load before", f"{report.machine['load_average']:.2f} processes on average"),
@@ -168,16 +169,20 @@ def _show_kernels(report: BenchReport) -> None:
 
 def _show_speed(report: BenchReport) -> None:
     out = console()
-    for name, times, bound in (("Prefill", "prefill_s", "prefill"), ("Decode", "decode_s", "decode")):
+    both = (("Prefill", "prefill_s", "prefill", "prefill_flops"), ("Decode", "decode_s", "decode", "decode_bytes"))
+    for title, times, bound, amount in both:
         rows = []
         for result in report.speed:
             spread: Spread | None = getattr(result, times)
             if spread is not None:
-                per_token = spread.median / (result.length if times == "prefill_s" else 1)
-                cells = (f"{1 / per_token:,.1f}", *_shares(getattr(result, bound)))
-                rows.append((f"{result.length:,}", _NAMES[result.variant], _time(spread), *cells))
-        columns = ("tokens", "variant", "time", "tokens/s", "matrix rate", "read rate", "bound by")
-        print_table(f"{name}: median and range", columns, rows, to=out)
+                tokens = result.length if times == "prefill_s" else 1
+                stage, share = getattr(result, amount).largest
+                cells = (f"{tokens / spread.median:,.1f}", *_shares(getattr(result, bound)))
+                most = f"{stage.replace('_', ' ')} {share:.0%}"
+                rows.append((f"{result.length:,}", _NAMES[result.variant], _time(spread), *cells, most))
+        most_of = "most operations" if times == "prefill_s" else "most bytes"
+        columns = ("tokens", "variant", "time", "tokens/s", "matrix rate", "read rate", "bound by", most_of)
+        print_table(f"{title}: median and range", columns, rows, to=out)
         out.print()
     facts: dict[str, Any] = report.to_dict()
     compared = [
@@ -205,7 +210,7 @@ def _show_memory(report: BenchReport) -> None:
         if run is None or planned is None or share is None:
             note(f"{result.length:,} tokens: {result.failure}")
             continue
-        parts = (run.program_bytes, plan.weights, plan.cache, plan.workspace, planned, run.peak_bytes)
+        parts = (run.program_bytes, plan.weights, plan.cache, plan.workspace + plan.compiled, planned, run.peak_bytes)
         near = f"{share - 1:+.1%}" + ("" if result.as_planned else " (!)")
         rows.append((f"{result.length:,}", *map(size, parts), near, f"{run.prefill_s:.2f} s"))
     columns = ("tokens", "program", "weights", "cache", "workspace", "planned peak", "peak", "off", "prefill")
@@ -217,12 +222,15 @@ def _shares(bound: Bound) -> tuple[str, str, str]:
 
 
 def _rate(spread: Spread, unit: float, name: str) -> str:
-    median, low, high = (value / unit for value in (spread.median, spread.low, spread.high))
-    return f"{median:,.1f} {name} ({low:,.1f} to {high:,.1f})"
+    return _with_range(spread, unit, name, 1)
 
 
 def _time(spread: Spread) -> str:
     """Seconds, milliseconds or microseconds, whichever the median has digits in."""
     unit, name = next((u, n) for u, n in ((1, "s"), (1e-3, "ms"), (1e-6, "us")) if spread.median >= u or u == 1e-6)
-    median, low, high = (value / unit for value in (spread.median, spread.low, spread.high))
-    return f"{median:,.2f} {name} ({low:,.2f} to {high:,.2f})"
+    return _with_range(spread, unit, name, 2)
+
+
+def _with_range(spread: Spread, unit: float, name: str, digits: int) -> str:
+    median, low, high = (f"{value / unit:,.{digits}f}" for value in (spread.median, spread.low, spread.high))
+    return f"{median} {name}" + (f" ({low} to {high})" if spread.runs > 1 else "")

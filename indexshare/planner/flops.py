@@ -38,6 +38,12 @@ class Work:
         """All stages."""
         return sum(getattr(self, stage.name) for stage in fields(self))
 
+    @property
+    def largest(self) -> tuple[str, float]:
+        """The stage with most of it, and its share of the total."""
+        name = max((stage.name for stage in fields(self)), key=lambda name: getattr(self, name))
+        return name, getattr(self, name) / self.total
+
     def to_dict(self) -> dict[str, int]:
         """Stages and total by name."""
         return {stage.name: getattr(self, stage.name) for stage in fields(self)} | {"total": self.total}

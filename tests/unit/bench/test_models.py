@@ -1,11 +1,13 @@
 """What is measured is what it says: the gate catches wrong kernels, the twin is the model, engines are the users'."""
 
 import inspect
+from dataclasses import replace
 
 import pytest
 import torch
 
 from indexshare.bench import gate, kernels
+from indexshare.bench.memory import measure_memory
 from indexshare.bench.runs import PREFILL_CHUNK, engine_for, random_prompt, request
 from indexshare.bench.subject import Subject, every_layer_full
 from indexshare.bench.timing import Spread
@@ -111,3 +113,11 @@ def test_kernels_alone() -> None:
     result = kernels.kernel_result(found[0], [2.0, 4.0], CEILINGS)
     assert result.seconds == Spread.of([2.0, 4.0])
     assert result.to_dict()["flops_per_s"] == found[0].flops / 3.0
+
+
+def test_a_memory_process_that_fails_is_a_result(capfd: pytest.CaptureFixture[str]) -> None:
+    subject = replace(Subject.find("tiny", "float32"), name="tinny")
+    found = measure_memory(subject, 16, 1, 1)
+    assert found.run is None and not found.as_planned
+    assert found.failure == "the process ended with code 1; what it said is above"
+    assert "did you mean 'tiny'?" in capfd.readouterr().err

@@ -126,7 +126,8 @@ def test_impossible_counts_are_refused(call: Callable[[], object]) -> None:
 
 
 def test_work_adds_up() -> None:
-    assert Work(projections=1, scores=2, head=4).total == 7
+    assert Work(projections=1, scores=2, head=5).total == 8
+    assert Work(projections=1, scores=2, head=5).largest == ("head", 0.625)
     assert Work(scores=2).to_dict() == {
         "projections": 0, "indexer": 0, "scores": 2, "attention": 0, "feed_forward": 0, "head": 0, "total": 2,
     }  # fmt: skip
