@@ -25,7 +25,7 @@ def recipe() -> Recipe:
         path=STANDARD_LIBRARY,
         exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
     )
-    return Recipe(name="nano", model=model, text=text, stages=stages(model.share_plan), seed=0)
+    return Recipe(name="nano", model=model, text=text, stages=stages(model.share_plan), seed=0, keep=("sparse",))
 
 
 def stages(plan: SharePlan) -> tuple[Stage, ...]:
@@ -74,7 +74,11 @@ def dense_stages() -> tuple[Stage, ...]:
 
 
 def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
-    """Sharing is learned at 4K, where an update is cheap, before the context grows to 8K."""
+    """Sharing is learned at 4K, where an update is cheap, before the context grows to 8K.
+
+    There indexers learn from the attention of all layers they serve, over all earlier tokens at few queries: what a
+    selection missed is never seen by a loss on the selection.
+    """
     return (
         sparse(
             tokens=1_024 * K,
@@ -96,7 +100,9 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=8 * K,
             micro_tokens=4 * K,
             position_reach=REACH,
-            indexer_stride=8,
+            indexer_loss="all",
+            indexer_target="served",
+            indexer_stride=16,
             mixture=LONG_TEXT,
             mtp_weight=0.3,
             optim=LATE,
@@ -109,7 +115,9 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=16 * K,
             micro_tokens=8 * K,
             position_reach=REACH,
-            indexer_stride=8,
+            indexer_loss="all",
+            indexer_target="served",
+            indexer_stride=32,
             mixture=LONG_TEXT,
             mtp_weight=0.3,
             mtp_steps=2,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.weights import save_model
+from indexshare.model.weights import load_model, save_model
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
 from indexshare.train.data import Mixture, stretched_positions
 from indexshare.train.evaluate import held_out_bits_per_byte
@@ -74,9 +74,16 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         saved = load_checkpoint(directory)
         if saved is None:
-            self._enter_stage(None)
+            self._enter_stage(self._starting_weights())
         else:
             self._restore(saved)
+
+    def _starting_weights(self) -> dict[str, Tensor] | None:
+        """Those of the model that the recipe starts from; None for random ones."""
+        if self.recipe.start is None:
+            return None
+        model = load_model(self.recipe.start, dtype=self.recipe.dtype, device=self.device)
+        return model.state_dict()
 
     @property
     def stage(self) -> Stage:
@@ -202,7 +209,8 @@ class Trainer:
         wrong += [name for name, shape in wanted.items() if name not in weights or weights[name].shape != shape]
         if wrong:
             raise ValueError(
-                f"the checkpoint in {self.directory} is of another model than recipe {self.recipe.name!r} makes: "
+                f"the weights that recipe {self.recipe.name!r} goes on from, in "
+                f"{self.directory if self.recipe.start is None else self.recipe.start}, are of another model: "
                 f"{len(wrong)} tensors are missing, surplus or of another shape, {wrong[0]} for instance; "
                 "use another folder"
             )
@@ -288,6 +296,8 @@ def _train(trainer: Trainer, reporter: Reporter, stop: StopRequested, checkpoint
             bits = trainer.evaluate()
             reporter.record({"step": trainer.step, "stage": stage.name, "held_out_bits_per_byte": bits})
             reporter.say(f"step {trainer.step} {stage.name}: held-out {bits:.4f} bits per byte")
+        if last and stage.name in trainer.recipe.keep:
+            export(trainer, trainer.directory / "stages" / stage.name)
         reporter.progress(_line(trainer, metrics, rate))
         if last or time.monotonic() - saved_at >= checkpoint_seconds:
             trainer.save()
@@ -315,14 +325,15 @@ def describe_data(data: PreparedData) -> str:
 
 def export(trainer: Trainer, directory: Path) -> Path:
     """Write the model of the last stage with its tokenizer, and `training.json` beside them."""
-    save_model(trainer.model.eval(), directory)
+    save_model(trainer.model, directory)
     trainer.data.tokenizer.save(directory)
     record = {
         "recipe": trainer.recipe.name,
         "seed": trainer.recipe.seed,
         "steps": trainer.step,
         "tokens": trainer.tokens,
-        "stages": [asdict(stage) for stage in trainer.recipe.stages],
+        "start": trainer.recipe.start,
+        "stages": [asdict(stage) for stage in trainer.recipe.stages[: trainer.stage_index + 1]],
         "text": asdict(trainer.recipe.text),
         "data": trainer.data.summary,
     }

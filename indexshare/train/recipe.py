@@ -27,6 +27,8 @@ class Recipe:
         text: the training text.
         stages: in order; names are unique.
         seed: of the initial weights and of all data order.
+        start: model directory whose weights and tokenizer the run begins with; None begins from random weights.
+        keep: names of stages after which the model is also written, to `stages/NAME` in the run's folder.
         dtype: of the model's parameters and products; float32 master copies are kept in any case.
         held_out_windows: rows of held-out text in each evaluation.
         evaluate_every: updates between evaluations.
@@ -37,6 +39,8 @@ class Recipe:
     text: TextFolder
     stages: tuple[Stage, ...]
     seed: int = 0
+    start: str | None = None
+    keep: tuple[str, ...] = ()
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     held_out_windows: int = 32
     evaluate_every: int = 50
@@ -45,6 +49,9 @@ class Recipe:
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"recipe {self.name!r} has stages {names}; expected one or more, with unique names")
+        unknown = sorted(set(self.keep) - set(names))
+        if unknown:
+            raise ValueError(f"recipe {self.name!r} keeps stages {unknown}; it has {names}")
         indexers = set(range(self.model.num_hidden_layers))
         for stage in self.stages:
             self._check(stage, indexers)
@@ -115,6 +122,9 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
     split = split_documents(read_folder(recipe.text), recipe.text.held_out)
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(folder)
+    elif recipe.start is not None:
+        tokenizer = Tokenizer.load(_start_directory(recipe))
+        tokenizer.save(folder)
     else:
         tokenizer = train_bpe((d.text for d in split.train), recipe.model.vocab_size, SPECIAL_TOKENS)
         tokenizer.save(folder)
@@ -135,6 +145,18 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
         documents=split.held_out,
         summary=_summary(split, train, held_out),
     )
+
+
+def _start_directory(recipe: Recipe) -> Path:
+    """Where the run begins; ValueError says which recipe makes it."""
+    assert recipe.start is not None
+    directory = Path(recipe.start)
+    if not (directory / "config.json").is_file():
+        raise ValueError(
+            f"recipe {recipe.name!r} starts from {directory}, where there is no model; run the recipe that makes it "
+            "first, in the same folder"
+        )
+    return directory
 
 
 def _summary(split: Split, train: TokenCorpus, held_out: TokenCorpus) -> dict[str, int | float | str]:

@@ -11,6 +11,7 @@ from indexshare.train.optim import OptimConfig, Schedule
 Attention = Literal["full", "sparse"]
 Trains = Literal["all", "indexer"]
 IndexerLoss = Literal["none", "all", "selected"]
+IndexerTarget = Literal["own", "served"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class Stage:
         attention: `full` attends to all earlier tokens; `sparse` to each layer's selection.
         trains: `all` parameters, or the `indexer` alone.
         indexer_loss: KL of indexers to attention over `all` earlier tokens, over the `selected` ones, or `none`.
+        indexer_target: whose attention an indexer learns, its `own` layer's or that of all layers `served` by it.
         indexer_weight: factor of that loss; with AdamW it matters only against clipping.
         indexer_stride: that loss is taken at one query in this many; its mean stays the same, its cost falls.
         plan: Full and Shared layers; None leaves every layer Full. Surplus indexers are dropped at the start.
@@ -49,6 +51,7 @@ class Stage:
     attention: Attention = "full"
     trains: Trains = "all"
     indexer_loss: IndexerLoss = "none"
+    indexer_target: IndexerTarget = "own"
     indexer_weight: float = 1.0
     indexer_stride: int = 1
     plan: SharePlan | None = None
@@ -73,7 +76,12 @@ class Stage:
                 f"stage {self.name!r}: position_reach is {self.position_reach}; expected 0 or at least the "
                 f"{self.sequence_length} tokens of a row"
             )
-        for name, kinds in (("attention", Attention), ("trains", Trains), ("indexer_loss", IndexerLoss)):
+        for name, kinds in (
+            ("attention", Attention),
+            ("trains", Trains),
+            ("indexer_loss", IndexerLoss),
+            ("indexer_target", IndexerTarget),
+        ):
             if getattr(self, name) not in get_args(kinds):
                 raise ValueError(
                     f"stage {self.name!r}: {name} is {getattr(self, name)!r}; expected one of {get_args(kinds)}"

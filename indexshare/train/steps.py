@@ -16,7 +16,7 @@ from indexshare import ops
 from indexshare.cache.view import InFlightView
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.moe import MoE
-from indexshare.model.observe import AttentionRecord, Observer
+from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
 from indexshare.model.selection import FULL_ATTENTION, dense_rows
 from indexshare.train.objectives import next_token_loss, shifted_targets, update_expert_bias
 from indexshare.train.optim import MixedOptimizer
@@ -29,17 +29,21 @@ _Result = TypeVar("_Result")
 class TrainingObserver(Observer):
     """Collects expert loads, and the indexers' losses where the stage has one.
 
-    Every Full layer's indexer learns from that layer's own attention. (A loss over all the layers an indexer
-    serves would be collected here too: records carry `source`.)
+    A Full layer's indexer learns from that layer's own attention, or (`indexer_target="served"`) from the mean of the
+    attention of all layers it serves: as the mean of a KL for each, which has the same gradient (IndexCache,
+    proposition 1).
 
     Attributes:
         indexer_loss: sum over Full layers and rows, a float32 scalar with a graph, or None.
-        indexer_rows: how many (layer, row) pairs it sums.
+        indexer_rows: how many (Full layer, row) pairs it stands for.
         loads: layer -> int64 [experts], tokens taken.
     """
 
     def __init__(self, stage: Stage, num_experts: int) -> None:
         self.wants_attention = stage.indexer_loss != "none"
+        self._served = stage.indexer_target == "served"
+        self._plan = stage.plan
+        self._index: IndexTensors | None = None  # of the last Full layer
         self._all_keys = stage.indexer_loss == "all"
         self._stride = stage.indexer_stride
         self._num_experts = num_experts
@@ -48,14 +52,24 @@ class TrainingObserver(Observer):
         self.loads: dict[int, Tensor] = {}
 
     def attention(self, record: AttentionRecord) -> None:
-        """Add the loss of a Full layer's indexer."""
-        if record.index is None:
+        """Add the loss of a layer's indexer, its own or the one that serves it."""
+        if record.index is not None:
+            self._index = record.index
+        elif not self._served:
             return
-        groups = self._groups(record)
-        index = record.index
+        groups, index = self._groups(record), self._index
+        assert index is not None
         loss = ops.indexer_kl(index.q, index.weights, index.keys, record.queries, record.latents, groups, record.scale)
+        loss = loss / self._group_size(record)
         self.indexer_loss = loss if self.indexer_loss is None else self.indexer_loss + loss
-        self.indexer_rows += sum(group.rows.numel() for group in groups)
+        if record.index is not None:
+            self.indexer_rows += sum(group.rows.numel() for group in groups)
+
+    def _group_size(self, record: AttentionRecord) -> int:
+        """Layers that learn with this one: those of the same Full layer; the draft layer is not in the plan."""
+        if not self._served or self._plan is None or record.layer >= self._plan.num_layers:
+            return 1
+        return len(self._plan.served_by(record.source))
 
     def _groups(self, record: AttentionRecord) -> list[ops.KLRows]:
         """Candidates of each query: everything before it, or its selection where it has one."""

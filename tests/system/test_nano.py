@@ -15,6 +15,7 @@ from indexshare.config import preset
 from indexshare.config.shipped import model_directory
 from indexshare.eval.held_out import xz_bits
 from indexshare.model.glm import GlmMoeDsa
+from indexshare.model.selection import FULL_ATTENTION
 from indexshare.model.weights import LoadReport
 from indexshare.planner.memory import count_parameters
 from indexshare.tokenizer import Tokenizer
@@ -56,12 +57,15 @@ def test_it_is_the_preset_and_loads_strictly() -> None:
 
 
 @torch.no_grad()
-def test_unseen_code_costs_fewer_bits_than_xz() -> None:
+def test_unseen_code_costs_fewer_bits_than_xz_and_the_selection_hardly_any() -> None:
     ids, model = unseen_ids(), nano()
     assert len(ids) > 2 * model.config.index_topk
-    hidden = model.trunk(ids[:-1], InFlightView([len(ids) - 1]))
-    bits = float(token_losses(hidden, model.lm_head.weight, ids[1:]).sum()) / math.log(2)
-    assert bits < 0.9 * xz_bits(UNSEEN.read_text(encoding="utf-8"))
+    bits = {}
+    for name, below in (("sparse", 0), ("full", FULL_ATTENTION)):
+        hidden = model.trunk(ids[:-1], InFlightView([len(ids) - 1]), full_attention_below=below)
+        bits[name] = float(token_losses(hidden, model.lm_head.weight, ids[1:]).sum()) / math.log(2)
+    assert bits["sparse"] < 0.9 * xz_bits(UNSEEN.read_text(encoding="utf-8"))
+    assert bits["sparse"] < 1.01 * bits["full"]
 
 
 def public_nano(**changes: int) -> Any:

@@ -56,6 +56,31 @@ def trainer_of(recipe: Recipe, folder: Path) -> Trainer:
     return Trainer(recipe, folder, prepare(recipe, folder / "data"))
 
 
+def test_a_kept_stage_is_where_another_recipe_starts(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    first = make_recipe(keep=("sparse",))
+    train(first, tmp_path / "a")
+    kept = tmp_path / "a" / "stages" / "sparse"
+    assert not (tmp_path / "a" / "stages" / "pretrain").exists()
+    record = json.loads((kept / "training.json").read_text())
+    assert [stage["name"] for stage in record["stages"]] == ["pretrain", "indexer_warmup", "sparse"]
+    assert record["steps"] == 6 and record["start"] is None
+    model = load_model(kept)
+    assert model.config.share_plan.pattern == "FFFF"
+    second = make_recipe(name="twin", stages=first.stages[3:], start=str(kept))
+    trainer = trainer_of(second, tmp_path / "b")
+    weights = trainer.model.state_dict()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items() if name in weights)
+    assert (tmp_path / "b" / "data" / "tokenizer.json").read_bytes() == (kept / "tokenizer.json").read_bytes()
+    folder = train(second, tmp_path / "b")
+    assert folder is not None and json.loads((folder / "training.json").read_text())["start"] == str(kept)
+    nowhere = make_recipe(start=str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match="where there is no model; run the recipe that makes it first"):
+        train(nowhere, tmp_path / "c")
+    other = make_recipe(start=str(kept), model=first.model.replace(hidden_size=64))
+    with pytest.raises(ValueError, match="are of another model"):
+        train(other, tmp_path / "d")
+
+
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Do something right after the metrics of a step are written."""
     record = Reporter.record
@@ -337,11 +362,11 @@ def test_folders_of_other_runs_are_refused(make_recipe: MakeRecipe, tmp_path: Pa
     with pytest.raises(ValueError, match=r"stands in stage 'pretrain', the recipe has \['renamed'"):
         train(replace(recipe, stages=(replace(first, name="renamed"), *others)), folder)
     wider = replace(recipe, model=recipe.model.replace(intermediate_size=64))
-    with pytest.raises(ValueError, match=r"of another model .*layers\.0\.mlp.*use another folder"):
+    with pytest.raises(ValueError, match=r"of another model.*layers\.0\.mlp.*use another folder"):
         train(wider, folder)
     shallow = recipe.model.replace(num_nextn_predict_layers=0)
     without = tuple(replace(stage, mtp_weight=0.0) for stage in recipe.stages)
-    with pytest.raises(ValueError, match=r"of another model .*mtp\."):
+    with pytest.raises(ValueError, match=r"of another model.*mtp\."):
         train(replace(recipe, model=shallow, stages=without), folder)
     assert not (folder / "metrics.jsonl").exists()
     assert trainer_of(recipe, folder).step == 1  # nothing was spoilt by all that

@@ -22,14 +22,15 @@ NANO_BYTES = 25_000_000
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipes_load_and_are_consistent(path: Path) -> None:
     recipe = load_recipe(path)
-    assert recipe.name == path.stem
+    assert recipe.name.replace("-", "_") == path.stem
     assert recipe == load_recipe(path)
     stages = recipe.stages
     first_sparse = next(i for i, s in enumerate(stages) if s.attention == "sparse")
     warmups = [i for i, s in enumerate(stages) if s.trains == "indexer"]
-    assert stages[0].attention == "full" and stages[0].trains == "all"
-    assert warmups and max(warmups) < first_sparse, "indexers must learn before their choice is used"
-    assert all(s.attention == "sparse" and s.indexer_loss == "selected" for s in stages[first_sparse:])
+    if recipe.start is None:
+        assert stages[0].attention == "full" and stages[0].trains == "all"
+        assert warmups and max(warmups) < first_sparse, "indexers must learn before their choice is used"
+    assert all(s.attention == "sparse" and s.indexer_loss != "none" for s in stages[first_sparse:])
     assert recipe.stage_model(stages[-1]) == recipe.model, "the last stage must train the final share plan"
     lengths = [s.sequence_length for s in stages]
     assert lengths == sorted(lengths)
@@ -44,6 +45,17 @@ def test_recipes_load_and_are_consistent(path: Path) -> None:
         assert drafts == sorted(drafts), "once on, the draft loss stays on"
     if recipe.model.num_nextn_predict_layers:
         assert stages[-1].trains_draft(0), "the draft layer must be trained on the final model"
+
+
+def test_nano_and_its_twin_differ_in_sharing_alone() -> None:
+    nano, twin = (load_recipe(ROOT / "recipes" / f"{name}.py") for name in ("nano", "nano_dsa"))
+    assert twin.start == "runs/nano/stages/sparse" and nano.keep == ("sparse",)
+    assert not twin.model.share_plan.shared_layers
+    assert twin.model == nano.model.replace(indexer_types=twin.model.share_plan.types)
+    shared = [stage for stage in nano.stages if stage.plan is not None]
+    assert nano.stages[-len(shared) - 1].name == "sparse"
+    for ours, theirs in zip(shared, twin.stages, strict=True):
+        assert theirs == replace(ours, name=theirs.name, plan=None, indexer_target="own")
 
 
 def test_nano_is_small_enough_to_ship() -> None:
@@ -120,6 +132,7 @@ def test_recipe_mistakes(make_recipe: Callable[..., Recipe], model_config: Model
     refused(r"expected weights of \('text', 'retrieval'\)", stages=(replace(first, mixture={"texts": 1.0}),))
     refused("one positive", stages=(replace(first, mixture={"text": 0.0}),))
     refused("one positive", stages=(replace(first, mixture={}),))
+    refused(r"keeps stages \['last'\]; it has \['pretrain'", keep=("sparse", "last"))
     refused(r"Full layers \[3\] whose indexers an earlier stage dropped", stages=(first, shared, warmup, dense))
     refused("the model lacks", model=model_config.replace(num_nextn_predict_layers=0))
     refused("num_hidden_layers is 4", stages=(replace(shared, plan=SharePlan.from_pattern("FFS")),))

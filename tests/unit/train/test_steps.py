@@ -11,11 +11,12 @@ from torch import Tensor
 from indexshare.cache.view import InFlightView
 from indexshare.config import ModelConfig
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.observe import AttentionRecord, Observer
+from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
 from indexshare.model.selection import FULL_ATTENTION
+from indexshare.ops.indexer import reference
 from indexshare.train.optim import MixedOptimizer, OptimConfig, is_indexer
 from indexshare.train.stages import Stage, indexer_warmup, pretrain, sparse
-from indexshare.train.steps import Workers, train_batch
+from indexshare.train.steps import TrainingObserver, Workers, train_batch
 from tests.tolerance import TOL
 
 LENGTH, ROWS = 20, 6
@@ -198,6 +199,40 @@ def test_the_indexer_loss_is_the_mean_over_layers_and_rows(
     assert len(losses) == 3 * ROWS * LENGTH
     metrics, _ = _run(model, stage, tokens, rows=2)
     assert metrics["indexer_loss"] == pytest.approx(sum(losses) / len(losses), rel=TOL["micro-batches", "loss"].rtol)
+
+
+def test_served_indexers_learn_the_mean_attention_of_their_layers(tokens: Tensor, model_config: ModelConfig) -> None:
+    """A KL for each layer, averaged, has the gradient of one KL to the mean target (IndexCache, proposition 1)."""
+    model = _model(model_config.replace(num_nextn_predict_layers=0))
+    plan = model_config.share_plan
+    assert plan.served_by(2) == (2, 3)
+    stage = sparse(**SHAPE, plan=plan, indexer_loss="all", indexer_target="served")
+    recorder, observer = Recorder(), TrainingObserver(stage, model_config.n_routed_experts)
+    view = InFlightView([LENGTH] * ROWS)
+    with torch.no_grad():
+        model.trunk(tokens[:, :-1].reshape(-1), view, observer=recorder)
+    last = recorder.records[2].index
+    assert last is not None
+    leaves = [t.clone().requires_grad_() for t in (last.q, last.weights, last.keys)]
+    for record in recorder.records:
+        index = IndexTensors(*leaves) if record.layer == 2 else record.index
+        observer.attention(replace(record, index=index))
+    assert observer.indexer_loss is not None and observer.indexer_rows == 3 * ROWS * LENGTH
+    observer.indexer_loss.backward()
+    q, weights, keys = (t.detach().requires_grad_() for t in leaves)
+    total = torch.zeros((), dtype=torch.float64)
+    for span in view.spans:
+        rows = slice(span.start, span.stop)
+        visible = torch.ones(LENGTH, LENGTH).tril().bool()
+        targets = [
+            reference.attention_target(r.queries[rows], r.latents[rows], visible, r.scale) for r in recorder.records[2:]
+        ]
+        scores = reference.index_scores(q[rows], weights[rows], keys[rows])
+        total = total + reference.indexer_kl(scores, torch.stack(targets).mean(0), visible)
+    total.backward()
+    for leaf, wanted in zip(leaves, (q, weights, keys), strict=True):
+        assert leaf.grad is not None and wanted.grad is not None and wanted.grad.any()
+        torch.testing.assert_close(leaf.grad, wanted.grad, **TOL["draft loss", "float64"].bounds)
 
 
 def test_metrics_name_what_is_trained(tokens: Tensor, model_config: ModelConfig) -> None:
