@@ -280,8 +280,12 @@ def main(argv: list[str] | None = None) -> int:
     comparison = Comparison(arguments)
     for name, command in comparison.absent.items():
         say(f"{name} is absent and left out; to have it: {command}")
-    comparison.build()
-    gate = comparison.gate()
+    try:
+        comparison.build()
+        gate = comparison.gate()
+    except ChildFailed as error:
+        say(f"the last process {error}; what it said is above, and nothing was timed")
+        return 1
     say(f"gate: {json.dumps(gate, indent=1)}")
     if not gate["passed"]:
         say("the contenders disagree; nothing was timed")

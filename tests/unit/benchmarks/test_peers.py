@@ -207,3 +207,17 @@ def test_arguments(peers: ModuleType) -> None:
     assert labels[0] == "indexshare, 4 threads"
     assert len(labels) == 1 + 2 * 2 * 2
     assert "llama.cpp, no flash attention, batch 1024, 4 threads" in labels
+
+
+def test_a_program_that_cannot_run_is_one_line(
+    peers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> dict[str, Any]:
+        raise peers.ChildFailed("ended with code 1")
+
+    monkeypatch.setattr(peers, "run_child", fail)
+    monkeypatch.setattr(peers, "absent_programs", lambda wanted: {"llama.cpp": "pip install it"})
+    assert peers.main(["--work", str(tmp_path)]) == 1
+    said = capsys.readouterr().err
+    assert "llama.cpp is absent and left out; to have it: pip install it" in said
+    assert "the last process ended with code 1" in said
