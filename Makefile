@@ -35,5 +35,7 @@ test: lint  ## lint, then every test not marked slow
 test-all: lint  ## lint, then every test
 	$(BIN)/python -m pytest -q
 
-bench: $(STAMP)  ## list the benchmark programs (each measures one thing and prints what it ran on)
-	@shopt -s nullglob; for f in benchmarks/*.py; do printf '  %s %s\n' "$(BIN)/python" "$$f"; done
+bench: $(STAMP)  ## speed and memory of `nano` on this machine; then the programs that compare with others
+	$(BIN)/indexshare bench nano
+	@echo; for f in $$(grep -l '__name__ == "__main__"' benchmarks/*.py | grep -v contenders); do \
+		printf '  %s %s --help\n' "$(BIN)/python" "$$f"; done

@@ -13,7 +13,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,9 +21,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from peers_transformers import machine, peak_rss_bytes, quiet_transformers
+from common import machine, quiet_transformers, run_child
 
-HERE = Path(__file__).resolve().parent
 CONTENDERS = ("indexshare", "transformers")
 LENGTH = 1024
 SIZES: dict[str, Any] = {
@@ -116,6 +114,8 @@ def worker(arguments: argparse.Namespace) -> None:
     """Runs in the child process: one measurement, one JSON line on standard output."""
     import torch
 
+    from indexshare.planner.machine import peak_memory_bytes
+
     torch.set_num_threads(arguments.threads)
     folder = Path(arguments.checkpoint)
     if arguments.worker == "build":
@@ -131,20 +131,17 @@ def worker(arguments: argparse.Namespace) -> None:
         update()
         if i >= arguments.warmup - 1:
             seconds.append(time.perf_counter() - started)
-    print(json.dumps({"loss": loss, "grad_norm": norm, "seconds": seconds, "peak_bytes": peak_rss_bytes()}))
+    print(json.dumps({"loss": loss, "grad_norm": norm, "seconds": seconds, "peak_bytes": peak_memory_bytes()}))
 
 
 def child(arguments: argparse.Namespace, job: str, folder: Path, **changes: Any) -> dict[str, Any]:
     """Run `worker` in a fresh process and return its result; its errors go to the terminal."""
     keys = ("rows", "length", "updates", "warmup", "threads", "micro_tokens", "peer_experts", "dtype")
     settings = {key: getattr(arguments, key) for key in keys} | changes
-    command = [sys.executable, str(Path(__file__).resolve()), "--worker", job, "--checkpoint", str(folder)]
+    command = ["--worker", job, "--checkpoint", str(folder)]
     for key, value in settings.items():
         command += [f"--{key.replace('_', '-')}", str(value)]
-    search = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
-    environment = os.environ | {"PYTHONPATH": search, "OMP_NUM_THREADS": str(arguments.threads)}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
+    return run_child(Path(__file__).resolve(), command, arguments.threads)
 
 
 def run_gate(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -222,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.worker:
         worker(arguments)
         return 0
-    about = machine()
+    about = machine("torch", "transformers")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         child(arguments, "build", folder)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError
 
 from indexshare import __version__
+from indexshare.cli.bench import bench
 from indexshare.cli.complete import complete
 from indexshare.cli.doctor import doctor
 from indexshare.cli.evaluate import evaluate
@@ -38,7 +39,7 @@ def build_app() -> App:
         help_epilogue="`indexshare VERB --help` explains a verb.",
         suppress_keyboard_interrupt=False,
     )
-    for verb in (complete, generate, info, train, export, doctor):
+    for verb in (complete, generate, info, train, export, bench, doctor):
         app.command(verb)
     app.command(evaluate, name="eval")
     return app

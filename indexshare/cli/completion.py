@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from indexshare.cli.machine import peak_memory_bytes
 from indexshare.cli.output import console, note, size, write
+from indexshare.planner.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
     from indexshare.engine.llm import LLM

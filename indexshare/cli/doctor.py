@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from indexshare import __version__
-from indexshare.cli import machine
 from indexshare.cli.output import console, print_json, print_pairs, size
 from indexshare.config.shipped import shipped_models
+from indexshare.planner import machine
 
 REQUIRED = {
     "torch": "tensors",

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from indexshare.cli.output import console, count, print_json, print_lines, print_pairs, print_table, size
 from indexshare.config.model import ModelConfig
-from indexshare.config.presets import PRESETS, preset
-from indexshare.config.shipped import model_directory, shipped_models
+from indexshare.config.shipped import find_config
 from indexshare.planner.memory import cache_bytes, count_parameters
 
 _CACHE_DTYPES = {"float32": 4, "bfloat16": 2}
@@ -23,35 +20,16 @@ def info(model: str, /, *, json: Annotated[bool, Parameter(negative="")] = False
     Parameters
     ----------
     model
-        Name of a shipped model or of a preset (such as glm-5.2), or a model directory.
+        Name of a shipped model or of a preset (such as glm-5.2), a model directory, or a config.json.
     json
         Print one JSON object instead of tables.
     """
-    config, source = find_config(model)
+    config, source, _ = find_config(model)
     facts = describe(config, source)
     if json:
         print_json(facts)
     else:
         _show(model, config, facts)
-
-
-def find_config(model: str) -> tuple[ModelConfig, str]:
-    """Configuration of a shipped model, a directory or a preset (in this order), and which of them it is.
-
-    Raises:
-        ValueError: none of them; the nearest name is given.
-    """
-    shipped = shipped_models()
-    if model in shipped:
-        return ModelConfig.load(shipped[model]), "shipped model"
-    if Path(model).exists():
-        return ModelConfig.load(model_directory(model)), "directory"
-    if model in PRESETS:
-        return preset(model), "preset"
-    names = sorted({*shipped, *PRESETS})
-    near = difflib.get_close_matches(model.lower(), names, n=1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"no model {model!r}: not a directory, nor one of {', '.join(names)}{hint}")
 
 
 def describe(config: ModelConfig, source: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
-"""The models that come with the package, and how a model's name on a command line becomes a folder."""
+"""The models that come with the package, and how a name on a command line becomes a folder or a configuration."""
 
 import difflib
 from pathlib import Path
 
-from indexshare.config.presets import PRESETS
+from indexshare.config.model import ModelConfig
+from indexshare.config.presets import PRESETS, preset
 
 CONFIG_FILE = "config.json"
 _MODELS = Path(__file__).resolve().parent.parent / "models"
@@ -42,3 +43,27 @@ def model_directory(name_or_dir: str | Path) -> Path:
     if str(name_or_dir) in PRESETS:
         hint = "; it is a preset, a configuration without weights: give the directory of its checkpoint"
     raise ValueError(f"no model {str(name_or_dir)!r}: not a directory, and not a shipped model ({known}){hint}")
+
+
+def find_config(model: str) -> tuple[ModelConfig, str, Path | None]:
+    """Configuration of a shipped model, a directory, a config file or a preset (in this order).
+
+    Returns:
+        The configuration, which of the four it is, and the folder with the weights if there is one.
+
+    Raises:
+        ValueError: none of them; the nearest name is given.
+    """
+    shipped, path = shipped_models(), Path(model)
+    if model in shipped:
+        return ModelConfig.load(shipped[model]), "shipped model", shipped[model]
+    if path.is_file():
+        return ModelConfig.load(path), "configuration file", None
+    if path.exists():
+        return ModelConfig.load(model_directory(model)), "directory", path
+    if model in PRESETS:
+        return preset(model), "preset", None
+    names = sorted({*shipped, *PRESETS})
+    near = difflib.get_close_matches(model.lower(), names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise ValueError(f"no model {model!r}: not a directory, nor one of {', '.join(names)}{hint}")

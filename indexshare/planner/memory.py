@@ -127,3 +127,62 @@ def cache_bytes(cfg: ModelConfig, element_bytes: int = 2, *, draft: bool = False
 def cache_bytes_per_token(cfg: ModelConfig, element_bytes: int = 2, *, draft: bool = False) -> int:
     """Total of `cache_bytes`."""
     return cache_bytes(cfg, element_bytes, draft=draft).total
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """Bytes that a prompt takes on top of a running program.
+
+    Attributes:
+        weights: of the whole checkpoint, draft layer included.
+        cache: of the prompt's tokens.
+        workspace: what one step computes with, and the prompt itself.
+        compiled: matrix products that the CPU library compiles for the sizes it meets, in bfloat16.
+    """
+
+    weights: int
+    cache: int
+    workspace: int
+    compiled: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.cache + self.workspace + self.compiled
+
+
+def plan_memory(cfg: ModelConfig, tokens: int, *, element_bytes: int = 2, chunk: int = 512) -> MemoryPlan:
+    """Peak memory of one sequence of `tokens` tokens, read in steps of `chunk`; weights and cache of one type."""
+    row_counts = {min(chunk, tokens), tokens % chunk or chunk, 1}  # of the steps: chunks, the last one, decoding
+    return MemoryPlan(
+        weights=count_parameters(cfg).total * element_bytes,
+        cache=tokens * cache_bytes_per_token(cfg, element_bytes),
+        workspace=step_workspace_bytes(cfg, min(chunk, tokens), element_bytes) + tokens * _PROMPT_BYTES,
+        compiled=len(row_counts) * _COMPILED_BYTES if element_bytes == 2 else 0,
+    )
+
+
+# Measured (docs/LOG.md): a step with a number of rows not met before leaves 20 to 50 MB of compiled code behind.
+_COMPILED_BYTES = 24 << 20
+_PROMPT_BYTES = 48  # a token id as a Python integer (32), in the prompt's list and in the request's
+
+
+def step_workspace_bytes(cfg: ModelConfig, rows: int, element_bytes: int = 2) -> int:
+    """Temporaries of a step of `rows` tokens, as if none were freed before the layer ends.
+
+    That is what an allocator keeps: hidden states, queries in both forms and what they attended, index queries, the
+    selection as positions and slots with a copy of each, experts' rows, one row of logits, and the keys and values
+    expanded for the first rows, which see at most `index_topk` tokens.
+    """
+    heads = cfg.num_attention_heads
+    hidden = 6 * cfg.hidden_size
+    queries = cfg.q_lora_rank + 2 * heads * (cfg.qk_head_dim + cfg.latent_dim)
+    attended = heads * (cfg.kv_lora_rank + cfg.v_head_dim)
+    index = 2 * cfg.index_n_heads * cfg.index_head_dim
+    routed = cfg.num_experts_per_tok * (2 * cfg.hidden_size + 3 * cfg.moe_intermediate_size)
+    feed_forward = max(3 * cfg.intermediate_size, routed)
+    values = (hidden + queries + attended + index + feed_forward) * element_bytes
+    selection = 4 * cfg.index_topk * 8
+    widest = max(cfg.qk_head_dim, cfg.v_head_dim)
+    expanded = cfg.index_topk * heads * (cfg.qk_nope_head_dim + cfg.v_head_dim + 2 * widest) * element_bytes
+    return rows * (values + selection) + expanded + 3 * cfg.vocab_size * 4

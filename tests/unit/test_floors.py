@@ -20,6 +20,7 @@ FLOORS = {
     "cli": 7,
     "server": 6,
     "eval": 6,
+    "bench": 6,
     "sharing": 6,
     "rl": 6,
     "engine": 5,

@@ -14,7 +14,7 @@ import indexshare
 from indexshare.config.environment import Environment, read_environment
 
 ROOT = Path(__file__).resolve().parents[3]
-VERBS = ("complete", "doctor", "export", "generate", "info")  # those that report take --json
+VERBS = ("bench", "complete", "doctor", "export", "generate", "info")  # those that report take --json
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from indexshare.cli import doctor, machine
+from indexshare.cli import doctor
 
 
 def test_the_report_is_complete(run: Callable[..., Any]) -> None:
@@ -56,23 +56,3 @@ def test_a_model_that_does_not_load_is_reported(
     assert result.code == 1
     assert "does not load" in result.out
     assert "Not ready: model broken does not load" in result.out
-
-
-CPUINFO = """processor	: 0
-model name	: Some Processor 9000
-flags		: fpu avx2 avx512f avx512bw avx512vl amx_tile amx_bf16
-"""
-
-
-def test_processor_features_are_parsed() -> None:
-    assert machine.cpu_name(CPUINFO) == "Some Processor 9000"
-    expected = {"avx2": True, "avx512": True, "avx512_bf16": False, "amx": True, "neon": False}
-    assert machine.cpu_features(CPUINFO) == expected
-    arm = machine.cpu_features("Features\t: fp asimd crc32\n")
-    assert arm["neon"]
-    assert not arm["avx2"]
-
-
-def test_an_unknown_system_has_no_features() -> None:
-    assert machine.cpu_features("") == {}
-    assert machine.cpu_name("") != ""

@@ -71,4 +71,10 @@ def test_directories_that_hold_no_model(run: Callable[..., Any], tmp_path: Path)
     assert "not valid JSON" in run("info", tmp_path).err
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     assert "model_type is 'llama'" in run("info", tmp_path).err
-    assert "is a file" in run("info", tmp_path / "config.json").err
+    assert "model_type is 'llama'" in run("info", tmp_path / "config.json").err
+
+
+def test_a_configuration_file_is_described(run: Callable[..., Any], model_dir: Path) -> None:
+    facts = json.loads(run("info", model_dir / "config.json", "--json").out)
+    assert facts["source"] == "configuration file"
+    assert facts["pattern"] == "FFFSSS"

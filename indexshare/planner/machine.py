@@ -8,6 +8,7 @@ import resource
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 _CPU_FEATURES = {
     "avx2": ("avx2",),
@@ -52,8 +53,31 @@ def total_memory_bytes() -> int | None:
 
 def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far."""
+    # Not ru_maxrss where it can be helped: on Linux a child inherits the maximum of the process that started it.
+    peak = _status_bytes("VmHWM")
+    if peak is not None:
+        return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def resident_memory_bytes() -> int:
+    """Resident memory of this process now; where the system does not say, its peak."""
+    now = _status_bytes("VmRSS")
+    return peak_memory_bytes() if now is None else now
+
+
+def describe_machine() -> dict[str, Any]:
+    """What figures were measured on: processor, its instructions, usable cores, memory, system, load at this moment."""
+    return {
+        "processor": cpu_name(),
+        "features": [name for name, present in cpu_features().items() if present],
+        "cores": usable_cores(),
+        "memory_bytes": total_memory_bytes(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "load_average": round(os.getloadavg()[0], 2),
+    }
 
 
 def compiler() -> str | None:
@@ -66,3 +90,11 @@ def _cpuinfo() -> str:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+def _status_bytes(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":")), None)

@@ -1,0 +1,172 @@
+"""From the measurements of `peers.py` to one report, one table and one plot."""
+
+import statistics
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from contenders import PROGRAMS, Variant
+
+FIGURES = ("prefill_s", "decode_ms", "peak_bytes")
+SETTINGS = ("program", "threads", "flash", "batch")
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    """Median and range."""
+    return {"median": statistics.median(values), "low": min(values), "high": max(values), "runs": len(values)}
+
+
+def figures_of(result: dict[str, Any], length: int) -> dict[str, float]:
+    """The figures of one run: the decode time is the median over its tokens; at length 0 there is no prefill."""
+    found = {"decode_ms": 1000 * statistics.median(result["decode_s"]), "peak_bytes": result["peak_bytes"]}
+    return found | ({"prefill_s": result["prefill_s"]} if length else {})
+
+
+def build_report(records: list[dict[str, Any]], about: dict[str, Any]) -> dict[str, Any]:
+    """Everything, as plain values: by length and contender the spreads and the runs, and the best of each program."""
+    results = []
+    for length in sorted({record["identity"]["length"] for record in records}):
+        there = [record for record in records if record["identity"]["length"] == length]
+        contenders = []
+        for setting in dict.fromkeys(_setting(record) for record in there):
+            runs = [record for record in there if _setting(record) == setting]
+            contenders.append(_contender(Variant(**dict(zip(SETTINGS, setting, strict=True))), length, runs))
+        results.append({"length": length, "contenders": contenders, "best": _best(contenders)})
+    times = sorted(record["at"] for record in records)
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "measured": {"from": times[0], "to": times[-1]} if times else None,
+        **about,
+        "results": results,
+    }
+
+
+def _setting(record: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(record["identity"][name] for name in SETTINGS)
+
+
+def _contender(variant: Variant, length: int, runs: list[dict[str, Any]]) -> dict[str, Any]:
+    done = [figures_of(record["result"], length) for record in runs if "result" in record]
+    facts: dict[str, Any] = {"program": variant.program, "label": variant.label}
+    for name in FIGURES:
+        values = [figures[name] for figures in done if name in figures]
+        facts[name] = spread(values) if values else None
+    facts["failures"] = [record["failure"] for record in runs if "failure" in record]
+    return facts | {"runs": [{k: record[k] for k in record if k != "identity"} for record in runs]}
+
+
+def _best(contenders: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """For each figure, each program's lowest median, with the settings it was reached with; and how many times ours."""
+    found: dict[str, dict[str, Any]] = {}
+    for name in FIGURES:
+        best: dict[str, Any] = {}
+        for contender in contenders:
+            value, program = contender[name], contender["program"]
+            if value is not None and (program not in best or value["median"] < best[program]["median"]):
+                best[program] = value | {"label": contender["label"]}
+        ours = best.get("indexshare")
+        for program, value in best.items():
+            value["times_indexshare"] = None if ours is None else value["median"] / ours["median"]
+            best[program] = value
+        found[name] = best
+    return found
+
+
+def table(report: dict[str, Any]) -> str:
+    """Markdown: median (range) of every program at its best, and how many times as much as ours the others take."""
+    peers = PROGRAMS[1:]
+    ratios = [f"{name} / indexshare" for name in peers]
+    lines = ["| tokens | figure | " + " | ".join([*PROGRAMS, *ratios]) + " |", "|---" * (2 + 3 + len(peers)) + "|"]
+    units = {
+        "prefill_s": ("prefill, s", 1.0),
+        "decode_ms": ("decode, ms a token", 1.0),
+        "peak_bytes": ("peak, GB", 1e9),
+    }
+    for result in report["results"]:
+        for name, (title, unit) in units.items():
+            best = result["best"][name]
+            if not best:
+                continue
+            cells = [_cell(best.get(program), unit) for program in PROGRAMS]
+            cells += [_ratio(best.get(program)) for program in peers]
+            lines.append(f"| {result['length']:,} | {title} | " + " | ".join(cells) + " |")
+    lines += ["", *_remarks(report)]
+    return "\n".join(lines)
+
+
+def _cell(value: dict[str, Any] | None, unit: float) -> str:
+    if value is None:
+        return "-"
+    median, low, high = (f"{value[key] / unit:.3g}" for key in ("median", "low", "high"))
+    shown = median if value["runs"] == 1 else f"{median} ({low} to {high})"
+    if not value["label"].startswith("llama.cpp"):
+        return shown
+    return shown + (", no FA" if "no flash" in value["label"] else ", FA")
+
+
+def _ratio(value: dict[str, Any] | None) -> str:
+    return "-" if value is None or value["times_indexshare"] is None else f"{value['times_indexshare']:.2f}"
+
+
+def _remarks(report: dict[str, Any]) -> list[str]:
+    """What a reader of the table must know."""
+    machine, settings = report["machine"], report["settings"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    measured = report["measured"] or {"from": "-", "to": "-"}
+    lines = [
+        f"{machine['processor']}, {machine['cores']} cores; {versions}.",
+        f"Measured {measured['from']} to {measured['to']}, the machine's load at each start in the JSON.",
+        f"`{report['command']}`",
+        "Medians (range) of processes in turn; FA: llama.cpp's flash attention, the faster of on and off is shown.",
+    ]
+    lines += [f"{name} was absent; to have it: {command}" for name, command in report["absent"].items()]
+    limit = settings["transformers_up_to"]
+    if any(result["length"] > limit for result in report["results"]):
+        lines.append(
+            f"transformers was run up to {limit:,} tokens: beyond, it needs more memory than most machines have."
+        )
+    for result in report["results"]:
+        for contender in result["contenders"]:
+            if contender["failures"]:
+                lines.append(f"{contender['label']} at {result['length']:,} tokens: {contender['failures'][0]}.")
+    return lines
+
+
+def draw(report: dict[str, Any], file: Path) -> None:
+    """Time against context, both logarithmic: reading a prompt on the left, writing a token at that depth on the right.
+
+    Needs matplotlib.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    panels = (("prefill_s", "read the prompt, s"), ("decode_ms", "write one token at this depth, ms"))
+    for axis, (name, title) in zip(axes, panels, strict=True):
+        labels = dict.fromkeys(c["label"] for result in report["results"] for c in result["contenders"])
+        for label in labels:
+            points = [
+                (result["length"], contender[name])
+                for result in report["results"]
+                for contender in result["contenders"]
+                if contender["label"] == label and contender[name] is not None and result["length"]
+            ]
+            if not points:
+                continue
+            middle = [value["median"] for _, value in points]
+            below = [value["median"] - value["low"] for _, value in points]
+            above = [value["high"] - value["median"] for _, value in points]
+            style = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 2.5 if "indexshare" in label else 1.2}
+            axis.errorbar([length for length, _ in points], middle, yerr=(below, above), label=label, **style)
+        axis.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=title)
+        lengths = [result["length"] for result in report["results"] if result["length"]]
+        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
+        axis.minorticks_off()
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    machine = report["machine"]
+    figure.suptitle(f"{machine['processor']}, {machine['cores']} cores, {report['date'][:10]}", fontsize="medium")
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
