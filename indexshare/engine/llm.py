@@ -252,7 +252,7 @@ def _load(
         if dtype is not None or device is not None:
             raise ValueError("dtype and device apply to a model that is loaded; convert this one with model.to(...)")
         if weights is not None:
-            raise ValueError("weights applies to a model that is loaded; use model.quantized.quantize_weights(model, ...)")
+            raise ValueError("weights applies to a model that is loaded; call quantize_weights on this one")
     if isinstance(tokenizer, str | Path):
         tokenizer = Tokenizer.load(tokenizer)
     if tokenizer is not None and tokenizer.vocab_size > loaded.config.vocab_size:

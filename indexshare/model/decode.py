@@ -131,11 +131,13 @@ class _Collector:
 
     def decoder(self) -> Decoder:
         model, config = self.model, self.model.config
-        layers = (LayerWeights * config.num_hidden_layers)(*(self.layer(each) for each in model.layers))
+        trunk = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
+        layers = (LayerWeights * len(trunk))(*map(self.layer, trunk))
         rope = config.rope_parameters
         frequencies = torch.tensor(rope.inverse_frequencies(config.qk_rope_head_dim), dtype=torch.float32)
         self.keep += [layers, frequencies]
-        first = model.layers[0].self_attn
+        first = trunk[0].self_attn
+        assert first.indexer is not None, "the first layer is Full in every plan"
         weights = ModelWeights(
             embedding=self.vector(model.embed_tokens.weight), final_norm=self.vector(model.norm.weight),
             head=self.linear(model.lm_head), layers=ctypes.cast(layers, ctypes.POINTER(LayerWeights)),
@@ -229,6 +231,7 @@ class _Collector:
 
     def vector(self, tensor: Tensor) -> int:
         if not tensor.is_contiguous():
-            raise ValueError(f"a weight of shape {list(tensor.shape)} has strides {tensor.stride()}; make it contiguous")
+            shape, strides = list(tensor.shape), tensor.stride()
+            raise ValueError(f"a weight of shape {shape} has strides {strides}; make it contiguous")
         self.keep.append(tensor.detach())
         return tensor.data_ptr()

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from indexshare import ops
 from indexshare.model.glm import GlmMoeDsa
+from indexshare.model.layer import DecoderLayer
 from indexshare.model.mla import MLA
 from indexshare.model.moe import Experts, MoE, SwiGLU
 from indexshare.ops.decode.packing import PackedWeight, pack
@@ -88,7 +89,8 @@ class QuantExperts(_Packed):
 
     def __init__(self, experts: Experts, bits: int) -> None:
         gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
-        super().__init__(gate.dtype, gate=pack(gate, bits), up=pack(up, bits), down=pack(experts.down_proj.detach(), bits))
+        down = experts.down_proj.detach()
+        super().__init__(gate.dtype, gate=pack(gate, bits), up=pack(up, bits), down=pack(down, bits))
 
     @property
     def gate_up_proj(self) -> Tensor:
@@ -121,10 +123,12 @@ def quantize_weights(model: GlmMoeDsa, weights: str) -> GlmMoeDsa:
         raise ValueError(f"weights is {weights!r}; expected one of {', '.join(sorted(BITS, reverse=True))}")
     if is_quantized(model):
         raise ValueError("the model's weights are quantised already; load it again")
-    if model.embed_tokens.weight.device.type != "cpu":
-        raise ValueError(f"weights={weights!r} runs on the CPU only, the model is on {model.embed_tokens.weight.device}")
+    device = model.embed_tokens.weight.device
+    if device.type != "cpu":
+        raise ValueError(f"weights={weights!r} runs on the CPU only, the model is on {device}")
     bits = BITS[weights]
     for layer in model.layers:
+        assert isinstance(layer, DecoderLayer)
         _quantize_attention(layer.self_attn, bits)
         if isinstance(layer.mlp, MoE):
             layer.mlp.experts = QuantExperts(layer.mlp.experts, bits)  # type: ignore[assignment]
@@ -136,7 +140,7 @@ def quantize_weights(model: GlmMoeDsa, weights: str) -> GlmMoeDsa:
 
 def is_quantized(model: GlmMoeDsa) -> bool:
     """Whether `quantize_weights` has been at work."""
-    return isinstance(model.layers[0].self_attn.o_proj, QuantLinear)
+    return any(isinstance(module, _Packed) for module in model.layers[0].modules())
 
 
 def _quantize_attention(mla: MLA, bits: int) -> None:

@@ -178,7 +178,10 @@ void Step<T>::attend(int64_t layer, const Stretch& part, int64_t at, Scratch<T>&
     s.rows.resize(count);
     if (is_sparse(part.row)) {
         const int64_t* slots = &chosen[part.row * m.topk + part.begin];
-        for (int64_t i = 0; i < count; ++i) s.rows[i] = b->latents[layer] + slots[i] * bytes;
+        for (int64_t i = 0; i < count; ++i) {
+            s.rows[i] = b->latents[layer] + slots[i] * bytes;
+            for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(s.rows[i] + at);
+        }
     } else {
         Walk walk(b->latents[layer], bytes, b->tables[part.row], b->block_size, part.begin);
         for (int64_t i = 0; i < count; ++i) s.rows[i] = walk.next();

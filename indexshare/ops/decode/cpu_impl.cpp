@@ -1,7 +1,7 @@
 // One decode step of the whole trunk in one parallel region: a few new tokens, each of its own sequence or neighbours.
 //
-// Threads meet at a barrier after every phase of a layer; the last to finish a phase does the little that must happen
-// once (norms, rotations, routing). Activations are rounded to the model's type where the torch path rounds them.
+// A layer is a sequence of phases, each divided into tasks; whoever finishes a phase's last task does the little that
+// must happen once (norms, rotations, routing). Activations are rounded to the model's type where the torch path rounds them.
 // Contract: ops/decode/cpu_impl.py.
 
 #include <mutex>
@@ -54,8 +54,9 @@ void Step<T>::prepare_attention() {
     tops.resize(count * padded_heads);
     masses.resize(count * padded_heads);
     sums.resize(count * padded_heads * columns());
-    // Division of the keys among threads changes nothing in the choice, which is exact.
-    const int64_t wanted = (4 * b->threads + choosing - 1) / choosing;
+    // Division of the keys among threads changes nothing in the choice, which is exact. Every part finds `topk` keys of
+    // its own first, so there are no more of them than needed.
+    const int64_t wanted = choosing == 1 ? b->threads : (2 * b->threads + choosing - 1) / choosing;
     index_parts = std::max<int64_t>(1, std::min(wanted, most_keys / 1024));
     if (sparse_rows.empty()) return;
     if ((int64_t)candidates.size() < choosing * index_parts) candidates.resize(choosing * index_parts);
@@ -97,7 +98,7 @@ void Step<T>::prepare_scratch() {
         Scratch<T>& s = *scratch[thread];
         s.nope.resize(n, m.nope, m.quantized);
         s.mixed.resize(n, m.rank, m.quantized);
-        s.wide.resize(n * m.rank);
+        s.wide.resize(n * m.rank + LANES);  // whole vectors are read at the end
         s.rows.reserve(longest);
         s.panel.resize(std::max(s.panel.size(), panel));
         s.logits.resize(std::max(s.logits.size(), logits));
@@ -122,7 +123,10 @@ void Step<T>::prepare() {
     head_weights.resize(n * m.index_heads);
     const int64_t count = m.num_layers * PHASES_PER_LAYER + 1;
     if (!phases) phases.reset(new Phase[count]);
-    for (int64_t i = 0; i < count; ++i) phases[i].next = phases[i].done = 0;
+    for (int64_t i = 0; i < count; ++i) {
+        phases[i].next = phases[i].done = 0;
+        phases[i].complete = false;
+    }
     arrivals = 0;
     for (int64_t i = 0; i < n; ++i) std::copy_n((const T*)m.embedding + b->ids[i] * m.hidden, m.hidden, x.row(i));
     norm_for(0);

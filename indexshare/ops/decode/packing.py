@@ -93,6 +93,7 @@ def unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     values = packed.values
     if packed.bits == 4:
         values = torch.cat((values & 15, values >> 4), dim=3)
-    scaled = (values.float() - _OFFSET[packed.bits]) * packed.scales.view(torch.bfloat16).float()[:, :, :, None, :, None]
+    scales = packed.scales.view(torch.bfloat16).float()[:, :, :, None, :, None]
+    scaled = (values.float() - _OFFSET[packed.bits]) * scales
     stack = scaled.permute(0, 1, 4, 2, 3, 5).flatten(1, 2).flatten(2)
     return stack[:, : packed.rows, : packed.inputs].to(dtype).contiguous()

@@ -20,50 +20,50 @@ namespace indexshare {
 constexpr int GROUP = 32, QUADS = GROUP / 4, BLOCK_ROWS = 16, PARTS = BLOCK_ROWS / LANES;
 constexpr int32_t LARGEST = 0x7f7f;  // splits into two signed bytes
 
-// One row of activations: two units of 32 bits per quad of inputs, in the form that `meet` wants.
+// One row of activations: per group two units of 32 bits for each quad of inputs, in the form that `meet` wants.
 struct QuantizedRow {
-    const uint32_t* units;  // [groups][QUADS][2]
+    const uint32_t* units;  // [groups][2][QUADS]
     const int32_t* sums;    // [groups]
     const float* scales;    // [groups]
 };
 
-inline void split_quad(const int32_t* x, uint32_t* units) {
-#if defined(__AVX512VNNI__)  // upper bytes, lower bytes
-    units[0] = units[1] = 0;
-    for (int i = 0; i < 4; ++i) {
-        const int32_t low = (int8_t)(x[i] & 0xff), high = (x[i] - low) >> 8;
-        units[0] |= (uint32_t)(high & 0xff) << (8 * i);
-        units[1] |= (uint32_t)(low & 0xff) << (8 * i);
+// LANES whole numbers below 2^15 as units.
+inline void split(i32v x, int at, uint32_t* units) {
+#if defined(__AVX512VNNI__)  // upper bytes; lower bytes
+    const i32v low = (x << 24) >> 24, high = (x - low) >> 8;
+    const __m128i lows = _mm512_cvtepi32_epi8((__m512i)low), highs = _mm512_cvtepi32_epi8((__m512i)high);
+    store(units + at / 4, highs);
+    store(units + QUADS + at / 4, lows);
+#else  // 16 bits each: inputs 0 and 2; inputs 1 and 3
+    for (int i = 0; i < LANES; i += 4) {
+        units[(at + i) / 4] = (uint32_t)(x[i] & 0xffff) | (uint32_t)x[i + 2] << 16;
+        units[QUADS + (at + i) / 4] = (uint32_t)(x[i + 1] & 0xffff) | (uint32_t)x[i + 3] << 16;
     }
-#else  // 16 bits each: inputs 0 and 2, inputs 1 and 3
-    units[0] = (uint32_t)(x[0] & 0xffff) | (uint32_t)x[2] << 16;
-    units[1] = (uint32_t)(x[1] & 0xffff) | (uint32_t)x[3] << 16;
 #endif
 }
 
 // NaN and infinities make the group's scale NaN, and so every product with it.
 template <class T>
 inline void quantize_group(const T* x, int64_t count, uint32_t* units, int32_t* total, float* scale) {
-    float values[GROUP] = {};
-    f32v most{};
-    for (int c = 0; c < GROUP && c < count; c += LANES) {
-        const f32v part = load_floats(x + c, count - c);
-        const f32v size = part < 0.0f ? -part : part;
+    f32v values[GROUP / LANES] = {}, most{};
+    for (int v = 0; v < GROUP / LANES && v * LANES < count; ++v) {
+        values[v] = load_floats(x + v * LANES, count - v * LANES);
+        const f32v size = values[v] < 0.0f ? -values[v] : values[v];
         most = ((size > most) | (size != size)) ? size : most;
-        store(values + c, part);
     }
     float top = 0;
     for (int lane = 0; lane < LANES; ++lane) top = (most[lane] > top || most[lane] != most[lane]) ? most[lane] : top;
     const bool finite = top <= std::numeric_limits<float>::max();
     const float factor = finite && top > 1e-30f ? (float)LARGEST / top : 0.0f;
     *scale = finite ? top / (float)LARGEST : std::numeric_limits<float>::quiet_NaN();
-    *total = 0;
-    int32_t integers[GROUP];
-    for (int c = 0; c < GROUP; ++c) {
-        integers[c] = finite ? (int32_t)std::nearbyint(values[c] * factor) : 0;
-        *total += integers[c];
+    const f32v magic = splat(12582912.0f);  // 1.5 * 2^23 pushes the fraction out
+    i32v sums{};
+    for (int v = 0; v < GROUP / LANES; ++v) {
+        const i32v whole = finite ? (i32v)(values[v] * factor + magic) - (i32v)magic : i32v{};
+        split(whole, v * LANES, units);
+        sums += whole;
     }
-    for (int quad = 0; quad < QUADS; ++quad) split_quad(integers + 4 * quad, units + 2 * quad);
+    *total = sum(sums);
 }
 
 // Sums of products of a quad of bytes in each lane with one row's quad, in two accumulators.
@@ -111,10 +111,10 @@ inline void block_products(const char* values, const char* scales, int64_t group
             const u32v low = KIND == INT4 ? bytes & 0x0f0f0f0fu : bytes;
 #pragma GCC unroll 4
             for (int n = 0; n < N; ++n) {
-                const uint32_t* units = x[n].units + (g * QUADS + load_index) * 2;
-                meet(a[n], b[n], low, units[0], units[1]);
+                const uint32_t* units = x[n].units + g * 2 * QUADS + load_index;
+                meet(a[n], b[n], low, units[0], units[QUADS]);
                 if constexpr (KIND == INT4) {
-                    meet(a[n], b[n], (bytes >> 4) & 0x0f0f0f0fu, units[QUADS], units[QUADS + 1]);
+                    meet(a[n], b[n], (bytes >> 4) & 0x0f0f0f0fu, units[LOADS], units[QUADS + LOADS]);
                 }
             }
         }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <initializer_list>
 #include <memory>
+#include <thread>
 
 #include "../indexer/candidates.hpp"
 #include "../sparse_mla/cpu_tiles.hpp"
@@ -57,7 +58,14 @@ struct Stretch {
 // Work of a phase is handed out task by task, so that a slow thread does less; which thread did what changes nothing.
 struct alignas(64) Phase {
     std::atomic<int64_t> next{0}, done{0};
+    std::atomic<bool> complete{false};
 };
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
 
 template <class T>
 class Step {
@@ -69,6 +77,7 @@ class Step {
 
    private:
     static constexpr int64_t LEAST_STRETCH = 64, MOST_STRETCHES = 16;
+    static constexpr int64_t SPINS = 10000;  // some hundred microseconds
     const ModelWeights m;
     const Batch* b = nullptr;
     int64_t n = 0;  // rows
@@ -142,15 +151,21 @@ class Step {
     int64_t tasks(int64_t rows) const { return (rows + stretch(rows) - 1) / stretch(rows); }
 
     // Calls `work` for tasks 0 .. count-1, shared with the other threads, and `after` once when all are done; returns
-    // when that is done too.
+    // when that is done too. It waits for tasks and not, as a barrier does, for threads: one that the system has put
+    // aside between two tasks holds up nobody.
     template <class Work, class After>
     void divide(Scratch<T>& s, int64_t count, Work work, After after) {
         Phase& phase = phases[s.phase++];
         for (int64_t task; (task = phase.next.fetch_add(1, std::memory_order_relaxed)) < count;) {
             work(task);
-            if (phase.done.fetch_add(1, std::memory_order_acq_rel) + 1 == count) after();
+            if (phase.done.fetch_add(1, std::memory_order_acq_rel) + 1 < count) continue;
+            after();
+            phase.complete.store(true, std::memory_order_release);
         }
-#pragma omp barrier
+        for (int64_t spins = 0; !phase.complete.load(std::memory_order_acquire); ++spins) {
+            if (spins < SPINS) relax();
+            else std::this_thread::yield();
+        }
     }
 
     // The same over stretches of the rows of several matrices: work(which matrix, first row, count).
