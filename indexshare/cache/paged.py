@@ -122,7 +122,10 @@ class PagedCache:
 
 
 class PagedView(BatchView):
-    """A packed batch on a `PagedCache`. Sequences whose blocks are one run are read without a copy."""
+    """A packed batch on a `PagedCache`. Sequences whose blocks are one run are read without a copy.
+
+    `written` int64 `[N]` are the slots of this batch's rows.
+    """
 
     def __init__(self, cache: PagedCache, tables: Sequence[BlockTable], sizes: Sequence[tuple[int, int]]) -> None:
         if len(tables) != len(sizes):
@@ -139,7 +142,7 @@ class PagedView(BatchView):
             # Ids come from the allocator, so the last one is checked, not the whole table at every step.
             if not 0 <= table.ids[-1] < cache.num_blocks:
                 raise ValueError(f"block {table.ids[-1]} does not exist: the cache has {cache.num_blocks} blocks")
-        self.positions, self._written = self._rows()
+        self.positions, self.written = self._rows()
 
     def _rows(self) -> tuple[Tensor, Tensor]:
         """Positions and slots of this batch's rows, both int64 [N]; one tensor for all rows of length 1."""
@@ -154,15 +157,19 @@ class PagedView(BatchView):
         written = [self.slots(i, rows) for i, rows in enumerate(positions)]
         return torch.cat(positions), torch.cat(written)
 
+    def block_ids(self, sequence: int) -> Tensor:
+        """Ids of the blocks of one sequence, int64, in order."""
+        return self.cache.block_ids(self._block_tables[sequence])
+
     def write_latents(self, layer: int, latents: Tensor) -> None:
         """Store rows `[N, R]`."""
         pool = self.cache.latent_pool(layer)
-        pool.index_copy_(0, self._written, latents.to(pool.dtype))
+        pool.index_copy_(0, self.written, latents.to(pool.dtype))
 
     def write_index_keys(self, layer: int, keys: Tensor) -> None:
         """Store index keys `[N, D]` of a Full layer or the draft layer."""
         pool = self.cache.index_key_pool(layer)
-        pool.index_copy_(0, self._written, keys.to(pool.dtype))
+        pool.index_copy_(0, self.written, keys.to(pool.dtype))
 
     def latents(self, layer: int, sequence: int) -> Tensor:
         """Rows `[T_i, R]`; a view when the sequence's blocks are one run, else a copy."""

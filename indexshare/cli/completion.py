@@ -31,6 +31,8 @@ class ModelOptions:
         Name of a shipped model, or a model directory.
     dtype
         Type of the weights in memory: float32 or bfloat16. Unless given, float32 on a CPU, else as stored.
+    weights
+        int8 or int4: keep the matrices in so many bits, for less memory and faster writing on a CPU.
     device
         Where to run: cpu, cuda, cuda:1, ...
     full_attention_below
@@ -41,6 +43,7 @@ class ModelOptions:
 
     model: Annotated[str, Parameter(name=["--model", "-m"])] = "nano"
     dtype: str | None = None
+    weights: str | None = None
     device: str = "cpu"
     full_attention_below: int = 0
     threads: int | None = None
@@ -68,6 +71,7 @@ class ModelOptions:
             self.model,
             tokenizer=tokenizer,
             dtype=self.dtype,
+            weights=self.weights,
             device=self.device,
             cache_tokens=cache_tokens,
             full_attention_below=self.full_attention_below,

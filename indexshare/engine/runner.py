@@ -13,6 +13,8 @@ from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig
 from indexshare.engine.request import RequestStats
 from indexshare.engine.scheduler import Row
+from indexshare.model.decode import NativeStep
+from indexshare.model.glm import GlmMoeDsa
 
 
 class Model(Protocol):
@@ -40,6 +42,7 @@ class Runner:
         self.model = model
         self.cache = cache
         self.full_attention_below = full_attention_below
+        self._native = NativeStep(model) if isinstance(model, GlmMoeDsa) else None
         plan = model.config.share_plan
         self._full, self._shared = len(plan.full_layers), len(plan.shared_layers)
         self._topk = model.config.index_topk
@@ -64,6 +67,9 @@ class Runner:
             if row.completes:
                 ends.append(len(ids) - 1)
         view = self.cache.view([row.request.table for row in rows], [(row.past, row.length) for row in rows])
+        if self._native is not None and self._native.refusal(view) is None:
+            _, logits = self._native(ids, view, full_attention_below=self.full_attention_below, wanted=ends)
+            return logits if ends else None
         token_ids = torch.tensor(ids, dtype=torch.int64, device=self.cache.device)
         hidden = self.model.trunk(token_ids, view, full_attention_below=self.full_attention_below)
         if not ends:

@@ -75,7 +75,21 @@ def explain() -> list[dict[str, str]]:
         if _forced.get() in table:
             name, reason = str(_forced.get()), "forced"
         rows.append({"op": op, "implementation": name, "reason": reason})
+    refusal = decode_step_refusal()
+    rows.append({"op": "decode step", "implementation": "torch", "reason": refusal or ""})
+    if refusal is None:
+        rows[-1] |= {"implementation": "cpu", "reason": f"all layers in one call, {native().reason}"}
     return rows
+
+
+def decode_step_refusal() -> str | None:
+    """Why a decode step must be computed operation by operation, or None if one call may do it (`ops/decode`).
+
+    Forcing anything but `"cpu"` is such a reason, so that a forced implementation is what runs.
+    """
+    if _forced.get() not in (None, "cpu"):
+        return "forced"
+    return None if native().library is not None else f"C++ kernels {native().reason}"
 
 
 def _implementation(op: str, *args: Any) -> Callable[..., Any]:

@@ -90,6 +90,9 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool) -> Tens
     cos, sin = cos[:, None].to(dtype), sin[:, None].to(dtype)
     x_wide = x.to(dtype)
     if interleave:
+        if x_wide.storage_offset() % 2 or any(stride % 2 for stride in x_wide.stride()[:-1]):
+            # A slice of an odd width: pairs would straddle complex numbers.
+            x_wide = x_wide.clone(memory_format=torch.contiguous_format)
         pairs = torch.view_as_complex(x_wide.unflatten(-1, (-1, 2)))
         rotated = torch.view_as_real(pairs * torch.complex(cos, sin)).flatten(-2)
     else:

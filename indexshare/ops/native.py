@@ -21,8 +21,19 @@ from functools import cache
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_SOURCES = ("indexer/cpu_impl.cpp", "sparse_mla/cpu_impl.cpp", "sparse_mla/cpu_backward.cpp")
-_HEADERS = ("simd.hpp", "sparse_mla/cpu_tiles.hpp")
+_SOURCES = (
+    "indexer/cpu_impl.cpp",
+    "sparse_mla/cpu_impl.cpp",
+    "sparse_mla/cpu_backward.cpp",
+    "decode/cpu_impl.cpp",
+)
+_HEADERS = (
+    "simd.hpp",
+    "indexer/candidates.hpp",
+    "sparse_mla/cpu_tiles.hpp",
+    *(f"decode/{name}.hpp" for name in ("model", "vectors", "quantized", "products", "step", "attention")),
+    "decode/feed_forward.hpp",
+)
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 _BUILD_SECONDS = 300
@@ -41,7 +52,11 @@ _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mpr
 _AVX512_NEEDS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})
 # Best first; the last one runs anywhere (on ARM the base instructions include NEON).
 LEVELS = (
-    Level(name="avx512bf16", needs=_AVX512_NEEDS | {"avx512_bf16"}, flags=(*_AVX512, "-mavx512bf16")),
+    Level(
+        name="avx512bf16",  # every processor with the one has the other
+        needs=_AVX512_NEEDS | {"avx512_bf16", "avx512_vnni"},
+        flags=(*_AVX512, "-mavx512bf16", "-mavx512vnni"),
+    ),
     Level(name="avx512", needs=_AVX512_NEEDS, flags=_AVX512),
     Level(name="avx2", needs=frozenset({"avx2", "fma"}), flags=("-mavx2", "-mfma")),
     Level(name="base", needs=frozenset(), flags=()),

@@ -138,8 +138,8 @@ bool backward(const SparseProblem& p, int64_t query, const Gradients<T>& g, floa
     w.sums.resize(p.padded_heads * columns);
     for_key_tiles<T>(w.rows, width, p.units, w.panel.data(), [&](auto vectors, int64_t key) {
         constexpr int V = decltype(vectors)::value;
-        multiply_keys<T, V>(w.queries, p.padded_heads, p.units, w.panel.data(), p.scale, &w.logits[key], width);
-        multiply_keys<T, V>(w.grads, p.padded_heads, value_units, w.panel.data(), 1.0f, &w.inner[key], width);
+        multiply_keys<T, V>(w.queries.data(), p.padded_heads, p.units, w.panel.data(), p.scale, &w.logits[key], width);
+        multiply_keys<T, V>(w.grads.data(), p.padded_heads, value_units, w.panel.data(), 1.0f, &w.inner[key], width);
     });
     softmax_backward<T>(p, grad, g.out + query * p.heads * p.values, width, w);
     sum_rows<T>(w.rows, w.d_logits.data(), width, p.padded_heads, p.row_width, columns, w.panel.data(), w.sums.data());

@@ -12,8 +12,6 @@
 namespace indexshare {
 namespace {
 
-constexpr float NONE = -std::numeric_limits<float>::infinity();
-
 // Scratch memory of one thread.
 template <class T>
 struct Workspace {
@@ -44,20 +42,12 @@ bool attend(const SparseProblem& p, int64_t query, T* out, float* lse, Workspace
     w.sums.resize(p.padded_heads * columns);
     w.factors.resize(p.heads);
     for_key_tiles<T>(w.rows, width, p.units, w.panel.data(), [&](auto vectors, int64_t key) {
-        multiply_keys<T, decltype(vectors)::value>(w.queries, p.padded_heads, p.units, w.panel.data(), p.scale,
+        multiply_keys<T, decltype(vectors)::value>(w.queries.data(), p.padded_heads, p.units, w.panel.data(), p.scale,
                                                    &w.logits[key], width);
     });
     for (int64_t head = 0; head < p.heads; ++head) {
-        float* logits = &w.logits[head * width];
-        std::fill(logits + count, logits + width, NONE);
-        const float top = largest(logits, width);
-        f32v parts{};
-        for (int64_t s = 0; s < width; s += LANES) {
-            const f32v weight = exp_negative(load<f32v>(logits + s) - top);
-            parts += weight;
-            store_as(&w.weights[head * width + s], weight);
-        }
-        const float mass = sum(parts);
+        float top;
+        const float mass = softmax_row(&w.logits[head * width], count, width, &w.weights[head * width], &top);
         w.factors[head] = 1.0f / mass;
         if (lse) lse[head] = top + std::log(mass);
     }

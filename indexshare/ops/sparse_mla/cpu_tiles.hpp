@@ -64,13 +64,12 @@ inline void pack_keys(const std::vector<const char*>& rows, int64_t key, int64_t
 
 // out[h][key ..] = left[h] . packed rows, over the first `units` units of each.
 template <class T, int V>
-inline void multiply_keys(const std::vector<uint32_t>& left, int64_t padded_heads, int64_t units, const uint32_t* panel,
-                          float scale, float* out, int64_t width) {
-    const int64_t stride = (int64_t)left.size() / padded_heads;
+inline void multiply_keys(const uint32_t* left, int64_t padded_heads, int64_t units, const uint32_t* panel, float scale,
+                          float* out, int64_t width) {
     for_row_tiles(padded_heads, [&](auto rows, int64_t head) {
         constexpr int H = decltype(rows)::value;
         f32v acc[H][V] = {};
-        dots<T, H, V>(&left[head * stride], stride, panel, units, acc);
+        dots<T, H, V>(left + head * units, units, panel, units, acc);
 #pragma GCC unroll 8
         for (int h = 0; h < H; ++h) {
 #pragma GCC unroll 8
@@ -89,6 +88,22 @@ inline float largest(const float* logits, int64_t width) {
     float top = most[0];
     for (int lane = 1; lane < LANES; ++lane) top = (most[lane] > top || most[lane] != most[lane]) ? most[lane] : top;
     return top;
+}
+
+constexpr float NONE = -std::numeric_limits<float>::infinity();
+
+// Weights e^(logit - top) of the first `count` logits and zeros up to `width`; returns their sum.
+template <class T>
+inline float softmax_row(float* logits, int64_t count, int64_t width, T* weights, float* top) {
+    std::fill(logits + count, logits + width, NONE);
+    *top = largest(logits, width);
+    f32v parts{};
+    for (int64_t s = 0; s < width; s += LANES) {
+        const f32v weight = exp_negative(load<f32v>(logits + s) - *top);
+        parts += weight;
+        store_as(weights + s, weight);
+    }
+    return sum(parts);
 }
 
 // Two neighbouring rows of a product's depth become one row of units; `odd` may be missing.

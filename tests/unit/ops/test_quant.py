@@ -1,4 +1,4 @@
-"""Block-scaled FP8: twins agree bit for bit, the error bound holds, edge blocks and bad input."""
+"""Block-scaled FP8 and integer groups: twins agree bit for bit, error bounds hold, edge blocks and bad input."""
 
 import pytest
 import torch
@@ -8,11 +8,16 @@ from hypothesis import strategies as st
 from indexshare.ops.quant import (
     FP8,
     FP8_MAX,
+    GROUP,
+    INTEGER_RANGE,
     block_grid,
     dequantize_block_fp8,
     dequantize_block_fp8_reference,
+    dequantize_groups,
     quantize_block_fp8,
     quantize_block_fp8_reference,
+    quantize_groups,
+    quantize_groups_reference,
 )
 
 SMALL = (8, 8)  # small blocks make many blocks and ragged edges cheap
@@ -113,3 +118,44 @@ def test_shapes_and_types_are_checked() -> None:
         dequantize_block_fp8(torch.ones(2, 2), torch.ones(1, 1))
     with pytest.raises(ValueError, match="matrix"):
         block_grid((7,))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=sizes, columns=st.integers(1, 100), bits=st.sampled_from([8, 4]), seed=st.integers(0, 2**31),
+    spread=st.sampled_from([0.0, 2.0, 12.0]),
+)  # fmt: skip
+def test_groups_equal_the_reference_and_keep_the_error_bound(
+    rows: int, columns: int, bits: int, seed: int, spread: float
+) -> None:
+    weight = random_matrix(rows, columns, seed, spread)
+    weight[0, : columns // 2] = 0
+    quantized, scales = quantize_groups(weight, bits)
+    expected, expected_scales = quantize_groups_reference(weight, bits)
+    assert torch.equal(quantized, expected) and torch.equal(scales, expected_scales)
+    restored = dequantize_groups(quantized, scales, torch.float32)
+    padded = torch.nn.functional.pad(weight, (0, -columns % GROUP)).unflatten(-1, (-1, GROUP))
+    largest = padded.abs().amax(-1).repeat_interleave(GROUP, dim=-1)[:, :columns]
+    # Half a step, or what the clamp cuts off: a rounded scale, and in 4 bits a whole step on the shorter side.
+    bound = largest * ((0.5 / 127 + 2**-8) if bits == 8 else (1 / 8 + 2**-8))
+    assert bool(((restored - weight).abs() <= bound).all())
+    low, high = INTEGER_RANGE[bits]
+    assert int(quantized.min()) >= low and int(quantized.max()) <= high
+
+
+def test_groups_of_a_stack_are_those_of_its_matrices() -> None:
+    stack = torch.randn(3, 5, 70)
+    quantized, scales = quantize_groups(stack, 4)
+    for n in range(3):
+        one, one_scales = quantize_groups(stack[n], 4)
+        assert torch.equal(quantized[n], one) and torch.equal(scales[n], one_scales)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_groups_refuse_what_is_not_finite(bad: float) -> None:
+    weight = torch.randn(3, 40)
+    weight[1, 39] = bad
+    with pytest.raises(ValueError, match="cannot quantize to 8 bits: the weight holds NaN or an infinity"):
+        quantize_groups(weight, 8)
+    with pytest.raises(ValueError, match=r"bits is 5; expected one of \[4, 8\]"):
+        quantize_groups(torch.randn(2, 2), 5)

@@ -1,0 +1,70 @@
+// What Python hands over: where the weights lie and how large everything is. Mirrors `structs.py`, field by field.
+//
+// All integers are 64 bits, all numbers double, all pointers borrowed. T is the model's type, float or bfloat16.
+#pragma once
+
+#include <cstdint>
+
+namespace indexshare {
+
+enum Kind : int64_t { PLAIN = 0, INT8 = 1, INT4 = 2 };
+
+// y = W x + bias, or a stack of such matrices. PLAIN: [rows][inputs] of T; otherwise see quantized.hpp.
+struct Matrix {
+    const char* values;
+    const char* scales;
+    const char* bias;  // T [rows] or null; never in a stack
+    int64_t kind, rows, inputs;
+    int64_t stride, scale_stride;  // bytes from one matrix of the stack to the next
+};
+
+// down(silu(gate x) * (up x)); rows of 0 mean that there is none.
+struct FeedForward {
+    Matrix gate, up, down;
+};
+
+struct IndexerWeights {
+    Matrix key, query, head_weights;
+    const char *norm_weight, *norm_bias;  // T [width]
+};
+
+struct LayerWeights {
+    const char *input_norm, *query_norm, *latent_norm, *post_norm;  // T
+    Matrix query_down, query_up, latent_down, output;
+    // One matrix per head. A PLAIN key_up is [nope][rank] and used from the left; a quantised one [rank][nope].
+    Matrix key_up, value_up;
+    int64_t full;  // has an indexer
+    IndexerWeights indexer;
+    int64_t sparse;  // has a router and experts; `dense` are its shared experts then
+    Matrix router;
+    const float* router_bias;
+    FeedForward experts, dense;
+};
+
+struct ModelWeights {
+    const char *embedding, *final_norm;  // T
+    Matrix head;
+    const LayerWeights* layers;
+    const float* frequencies;  // [rope / 2]
+    int64_t num_layers, vocabulary, hidden, heads, rank, rope, nope, value, query_rank;
+    int64_t index_heads, index_width, topk, interleave;
+    int64_t experts, experts_per_token, groups, chosen_groups, normalise;
+    int64_t quantized;  // some matrix is not PLAIN
+    double norm_eps, latent_eps, key_eps, rope_scale, attention_scale, index_scale, routed_scale;
+};
+
+// One step: `rows` new tokens, each at `positions` of its own sequence and stored at row `slots` of the pools.
+struct Batch {
+    const int64_t *ids, *positions, *slots;
+    const int64_t* const* tables;  // of each row: the blocks of its sequence
+    const char* const* latents;    // of each layer: T [slots][rank + rope], rows without gaps
+    const char* const* index_keys; // of each layer: T [slots][index width], null in Shared layers
+    int64_t rows, block_size, limit;
+    char* hidden;                  // T [rows][hidden], after the final norm
+    const int64_t* wanted;         // rows whose logits are wanted
+    int64_t num_wanted;
+    float* logits;                 // [num_wanted][vocabulary]
+    int64_t threads;
+};
+
+}  // namespace indexshare
