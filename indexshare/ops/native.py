@@ -30,6 +30,7 @@ _SOURCES = (
 _HEADERS = (
     "simd.hpp",
     "indexer/candidates.hpp",
+    "sparse_mla/head_lanes.hpp",
     "sparse_mla/cpu_tiles.hpp",
     *(f"decode/{name}.hpp" for name in ("model", "vectors", "quantized", "products", "step", "attention")),
     "decode/feed_forward.hpp",

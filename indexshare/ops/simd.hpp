@@ -4,6 +4,7 @@
 // and broadcast as units; only `mac` knows what is inside. So every kernel is one template over float and bf16.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -34,6 +35,7 @@ constexpr int TILE_ROWS = 4, TILE_VECTORS = 2;
 using f32v = float __attribute__((vector_size(4 * LANES)));
 using i32v = int32_t __attribute__((vector_size(4 * LANES)));
 using u32v = uint32_t __attribute__((vector_size(4 * LANES)));
+using u64v = uint64_t __attribute__((vector_size(4 * LANES)));
 using u16v = uint16_t __attribute__((vector_size(2 * LANES)));
 using u16x2v = uint16_t __attribute__((vector_size(4 * LANES)));
 
@@ -63,23 +65,29 @@ inline i32v iota() {
     return v;
 }
 
-// acc + a * b, where b is one unit that every lane meets.
+// acc + a * b, unit by unit.
 template <class T>
-inline f32v mac(f32v acc, u32v a, uint32_t b);
+inline f32v mac(f32v acc, u32v a, u32v b);
 
 template <>
-inline f32v mac<float>(f32v acc, u32v a, uint32_t b) {
-    return acc + (f32v)a * (f32v)splat(b);
+inline f32v mac<float>(f32v acc, u32v a, u32v b) {
+    return acc + (f32v)a * (f32v)b;
 }
 
 template <>
-inline f32v mac<bf16>(f32v acc, u32v a, uint32_t b) {
+inline f32v mac<bf16>(f32v acc, u32v a, u32v b) {
 #if defined(__AVX512BF16__)
-    return (f32v)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)_mm512_set1_epi32((int)b));
+    return (f32v)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
 #else
-    acc += (f32v)(a << 16) * (f32v)splat(b << 16);
-    return acc + (f32v)(a & 0xffff0000u) * (f32v)splat(b & 0xffff0000u);
+    acc += (f32v)(a << 16) * (f32v)(b << 16);
+    return acc + (f32v)(a & 0xffff0000u) * (f32v)(b & 0xffff0000u);
 #endif
+}
+
+// acc + a * b, where b is one unit that every lane meets.
+template <class T>
+inline f32v mac(f32v acc, u32v a, uint32_t b) {
+    return mac<T>(acc, a, splat(b));
 }
 
 // Elements in a unit.
@@ -108,6 +116,18 @@ inline void store_as(bf16* to, f32v x) {
 #else
     store(to, __builtin_convertvector(bf16_bits(x), u16v));
 #endif
+}
+
+// Store `count` floats as T.
+template <class T>
+inline void store_row(T* to, const float* from, int64_t count, float factor) {
+    int64_t c = 0;
+    for (; c + LANES <= count; c += LANES) store_as(to + c, load<f32v>(from + c) * factor);
+    if (c < count) {
+        T tail[LANES];
+        store_as(tail, load<f32v>(from + c) * factor);
+        std::copy_n(tail, count - c, to + c);
+    }
 }
 
 // acc[r][v] = sum over u of panel[u][v] * rows[r][u]; panel `[units][V * LANES]`, rows `stride` units apart.

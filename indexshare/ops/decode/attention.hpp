@@ -173,7 +173,7 @@ void Step<T>::merge(int64_t index) {
 // All heads of one row over one stretch of its keys: weights relative to the stretch's own maximum, and their sums.
 template <class T>
 void Step<T>::attend(int64_t layer, const Stretch& part, int64_t at, Scratch<T>& s) {
-    const int64_t units = latent_width() / DEPTH<T>, count = part.end - part.begin, width = round_up(count, 2 * LANES);
+    const int64_t units = latent_width() / DEPTH<T>, count = part.end - part.begin;
     const int64_t bytes = latent_width() * sizeof(T);
     s.rows.resize(count);
     if (is_sparse(part.row)) {
@@ -186,18 +186,9 @@ void Step<T>::attend(int64_t layer, const Stretch& part, int64_t at, Scratch<T>&
         Walk walk(b->latents[layer], bytes, b->tables[part.row], b->block_size, part.begin);
         for (int64_t i = 0; i < count; ++i) s.rows[i] = walk.next();
     }
-    const uint32_t* q = &queries[part.row * padded_heads * units];
-    for_key_tiles<T>(s.rows, width, units, s.panel.data(), [&](auto vectors, int64_t key) {
-        multiply_keys<T, decltype(vectors)::value>(q, padded_heads, units, s.panel.data(),
-                                                   (float)m.attention_scale, &s.logits[key], width);
-    });
-    for (int64_t head = 0; head < m.heads; ++head) {
-        masses[at * padded_heads + head] =
-            softmax_row(&s.logits[head * width], count, width, &s.weights[head * width], &tops[at * padded_heads + head]);
-    }
-    std::fill_n(s.weights.begin() + m.heads * width, (padded_heads - m.heads) * width, T{});
-    sum_rows<T>(s.rows, s.weights.data(), width, padded_heads, m.rank, columns(), s.panel.data(),
-                &sums[at * padded_heads * columns()]);
+    attend_rows<T>(s.rows, &queries[part.row * padded_heads * units], m.heads, units, m.rank, (float)m.attention_scale,
+                   s.attention, &tops[at * padded_heads], &masses[at * padded_heads],
+                   &sums[at * padded_heads * columns()]);
 }
 
 // The stretches of one row and head put together: mixed[rank].

@@ -90,19 +90,16 @@ template <class T>
 void Step<T>::prepare_scratch() {
     int64_t longest = 1;
     for (const Stretch& each : stretches) longest = std::max(longest, each.end - each.begin);
-    const int64_t units = std::max(latent_width(), m.index_width) / DEPTH<T>;
-    const size_t panel = (size_t)std::max<int64_t>(units * KEYS, CHUNK / DEPTH<T> * columns());
-    const size_t logits = (size_t)(padded_heads * round_up(longest, 2 * LANES));
+    const size_t panel = (size_t)(m.index_width / DEPTH<T> * KEYS);
     for (int64_t thread = 0; thread < b->threads; ++thread) {
         if ((int64_t)scratch.size() == thread) scratch.emplace_back(new Scratch<T>());
         Scratch<T>& s = *scratch[thread];
         s.nope.resize(n, m.nope, m.quantized);
         s.mixed.resize(n, m.rank, m.quantized);
         s.wide.resize(n * m.rank + LANES);  // whole vectors are read at the end
-        s.rows.reserve(longest);
+        s.rows.reserve(round_up(longest, ROWS));
         s.panel.resize(std::max(s.panel.size(), panel));
-        s.logits.resize(std::max(s.logits.size(), logits));
-        s.weights.resize(std::max(s.weights.size(), logits));
+        s.attention.reserve(m.heads, latent_width() / DEPTH<T>);
         s.phase = 0;
     }
 }

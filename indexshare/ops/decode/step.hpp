@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "../indexer/candidates.hpp"
-#include "../sparse_mla/cpu_tiles.hpp"
+#include "../sparse_mla/head_lanes.hpp"
 #include "products.hpp"
 
 namespace indexshare {
@@ -22,9 +22,8 @@ struct Scratch {
     Rows<T> nope, mixed;             // what one head of every row puts into key_up and value_up
     std::vector<float> wide;         // [rows][rank]
     std::vector<const char*> rows;   // of a pool
-    std::vector<uint32_t> panel;
-    std::vector<float> logits;
-    std::vector<T> weights;
+    std::vector<uint32_t> panel;     // of packed index keys
+    AttentionScratch<T> attention;
     int64_t phase = 0;
 };
 
@@ -113,7 +112,7 @@ class Step {
     std::vector<std::unique_ptr<Scratch<T>>> scratch;
     std::atomic<int> arrivals{0};
 
-    int64_t columns() const { return round_up(m.rank, LANES); }
+    int64_t columns() const { return round_up(m.rank, 2 * LANES); }
     int64_t latent_width() const { return m.rank + m.rope; }
     bool is_sparse(int64_t row) const { return b->positions[row] + 1 > b->limit; }
 

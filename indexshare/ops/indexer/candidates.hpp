@@ -60,17 +60,9 @@ class Candidates {
     // Keep the topk best, equal scores by lower position.
     void cut() {
         if (count_ <= topk_) return;
-        for (int64_t i = count_; i < round_up(count_, LANES); ++i) scores_[i] = NOTHING;
-        const int32_t worst = kth_largest();
-        int64_t equal = topk_ - count_above(worst), kept = 0;
-        for (int64_t i = 0; i < count_; ++i) {
-            const int32_t score = scores_[i];
-            const bool keep = score > worst || (score == worst && equal-- > 0);
-            scores_[kept] = score;
-            positions_[kept] = positions_[i];
-            kept += keep;
-        }
-        count_ = kept;
+        int64_t above;
+        const int32_t worst = kth_largest(above);
+        keep(worst, topk_ - above);
         threshold_ = worst;
     }
 
@@ -94,43 +86,117 @@ class Candidates {
    private:
     int64_t topk_ = 0, capacity_ = 0, count_ = 0;
     int32_t threshold_ = NOTHING;
-    std::vector<int32_t> scores_, positions_;
+    std::vector<int32_t> scores_, positions_, rest_;
 
-#if defined(__AVX512F__)
-    inline void append(i32v score, i32v position, __mmask16 chosen) {
-        // Compressed in a register: compressing into memory is slow on some processors.
-        _mm512_storeu_si512(&scores_[count_], _mm512_maskz_compress_epi32(chosen, (__m512i)score));
-        _mm512_storeu_si512(&positions_[count_], _mm512_maskz_compress_epi32(chosen, (__m512i)position));
-        count_ += __builtin_popcount(chosen);
-    }
-#endif
-
-    int64_t count_above(int32_t bound) const {
+    static int64_t count_above(const int32_t* scores, int64_t count, int32_t bound) {
         i32v above{};
-        for (int64_t i = 0; i < count_; i += LANES) above += load<i32v>(&scores_[i]) > splat(bound);
+        for (int64_t i = 0; i < count; i += LANES) above += load<i32v>(scores + i) > splat(bound);
         return -(int64_t)sum(above);
     }
 
-    // By bisection on the value: a few dozen passes over a buffer that lies in the first-level cache.
-    int32_t kth_largest() const {
+    // The topk-th largest score, and how many are larger: bisection on the value, whose undecided rest shrinks.
+    int32_t kth_largest(int64_t& above) {
+        rest_.resize(capacity_ + LANES);
         i32v least = splat(INT32_MAX), most = splat(NOTHING);
+        std::fill_n(&scores_[count_], round_up(count_, LANES) - count_, NOTHING);
         for (int64_t i = 0; i < count_; i += LANES) {
             const i32v scores = load<i32v>(&scores_[i]);
             most = scores > most ? scores : most;
             least = (scores < least) & (scores > splat(NOTHING)) ? scores : least;
+            store(&rest_[i], scores);
         }
-        int64_t low = INT32_MAX, high = NOTHING;  // count(>= low) >= topk > count(>= high)
+        int64_t low = INT32_MAX, high = NOTHING;  // count(>= low) >= topk > count(>= high) = above
         for (int lane = 0; lane < LANES; ++lane) {
             low = std::min<int64_t>(low, least[lane]);
             high = std::max<int64_t>(high, most[lane]);
         }
+        above = 0;
+        int64_t undecided = count_;  // scores in low .. high-1
         for (++high; high - low > 1;) {
             const int64_t middle = low + (high - low) / 2;
-            (count_above((int32_t)(middle - 1)) >= topk_ ? low : high) = middle;
+            const int64_t upper = count_above(rest_.data(), undecided, (int32_t)(middle - 1));
+            if (above + upper >= topk_) {
+                low = middle;
+                undecided = narrow(undecided, (int32_t)(middle - 1), true);
+            } else {
+                high = middle;
+                above += upper;
+                undecided = narrow(undecided, (int32_t)(middle - 1), false);
+            }
         }
         return (int32_t)low;
     }
+
+#if defined(__AVX512F__)
+    // Compressed in registers: compressing into memory is slow on some processors.
+    inline void append(i32v score, i32v position, __mmask16 chosen) { append_at(count_, score, position, chosen); }
+
+    inline void append_at(int64_t& at, i32v score, i32v position, __mmask16 chosen) {
+        _mm512_storeu_si512(&scores_[at], _mm512_maskz_compress_epi32(chosen, (__m512i)score));
+        _mm512_storeu_si512(&positions_[at], _mm512_maskz_compress_epi32(chosen, (__m512i)position));
+        at += __builtin_popcount(chosen);
+    }
+
+    // What is left of the undecided scores when only those above the bound, or only the others, remain.
+    int64_t narrow(int64_t count, int32_t bound, bool upper) {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count; i += LANES) {
+            const __m512i scores = _mm512_loadu_si512(&rest_[i]);
+            __mmask16 chosen = _mm512_cmpgt_epi32_mask(scores, _mm512_set1_epi32(bound));
+            if (!upper) chosen = (__mmask16)(~chosen & _mm512_cmpgt_epi32_mask(scores, _mm512_set1_epi32(NOTHING)));
+            _mm512_storeu_si512(&rest_[kept], _mm512_maskz_compress_epi32(chosen, scores));
+            kept += __builtin_popcount(chosen);
+        }
+        _mm512_storeu_si512(&rest_[kept], _mm512_set1_epi32(NOTHING));
+        return kept;
+    }
+
+    // Keep what is above `worst`, and of what equals it the first `equal`.
+    void keep(int32_t worst, int64_t equal) {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count_; i += LANES) {
+            const i32v score = load<i32v>(&scores_[i]), position = load<i32v>(&positions_[i]);
+            __mmask16 chosen = _mm512_cmpgt_epi32_mask((__m512i)score, _mm512_set1_epi32(worst));
+            __mmask16 same = _mm512_cmpeq_epi32_mask((__m512i)score, _mm512_set1_epi32(worst));
+            for (; same && equal > 0; same &= (__mmask16)(same - 1), --equal) chosen |= (__mmask16)(same & -same);
+            append_at(kept, score, position, chosen);
+        }
+        count_ = kept;
+    }
+#else
+    int64_t narrow(int64_t count, int32_t bound, bool upper) {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count; ++i) {
+            const int32_t score = rest_[i];
+            rest_[kept] = score;
+            kept += (score > bound) == upper;
+        }
+        std::fill_n(&rest_[kept], LANES, NOTHING);
+        return kept;
+    }
+
+    void keep(int32_t worst, int64_t equal) {
+        int64_t kept = 0;
+        for (int64_t i = 0; i < count_; ++i) {
+            const int32_t score = scores_[i];
+            const bool chosen = score > worst || (score == worst && equal-- > 0);
+            scores_[kept] = score;
+            positions_[kept] = positions_[i];
+            kept += chosen;
+        }
+        count_ = kept;
+    }
+#endif
 };
+
+// max(x, 0), but NaN stays NaN.
+inline f32v positive(f32v x) {
+#if defined(__AVX512F__)
+    return (f32v)_mm512_max_ps(_mm512_setzero_ps(), (__m512)x);
+#else
+    return (x < 0.0f) ? f32v{} : x;
+#endif
+}
 
 // Scores of one query against KEYS packed keys: sum over heads of weight * max(q . key, 0).
 template <class T>
@@ -145,9 +211,7 @@ inline void score_keys(int64_t padded_heads, int64_t units, const uint32_t* q, c
         for (int h = 0; h < R; ++h) {
 #pragma GCC unroll 8
             for (int v = 0; v < TILE_VECTORS; ++v) {
-                // `dot < 0` and not `dot > 0`, so that NaN is not taken for zero.
-                const f32v dot = acc[h][v];
-                score[v] += ((dot < 0.0f) ? f32v{} : dot) * weights[head + h];
+                score[v] += positive(acc[h][v]) * weights[head + h];
             }
         }
     });

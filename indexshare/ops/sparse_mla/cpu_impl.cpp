@@ -1,8 +1,4 @@
-// Latent attention over chosen rows: one query at a time, all heads together, nothing but the chosen rows is read.
-//
-// First pass: the chosen rows, packed as lanes, meet the queries; the logits of all heads stay in the second-level
-// cache. Softmax. Second pass: the rows' leading part, as values, is summed with the weights.
-// Contract: ops/sparse_mla/reference.py.
+// Latent attention over chosen rows, query by query (head_lanes.hpp). Contract: ops/sparse_mla/reference.py.
 
 #include <atomic>
 #include <new>
@@ -16,44 +12,36 @@ namespace {
 template <class T>
 struct Workspace {
     std::vector<const char*> rows;
-    std::vector<uint32_t> queries, panel;
-    std::vector<float> logits, sums, factors;
-    std::vector<T> weights;
+    AttentionScratch<T> attention;
+    std::vector<float> sums, tops, masses;
+
+    void prepare(const SparseProblem& p) {
+        attention.reserve(p.heads, p.units);
+        rows.reserve(round_up(p.chosen, ROWS));
+        sums.resize(p.padded_heads * round_up(p.values, 2 * LANES));
+        tops.resize(p.heads);
+        masses.resize(p.heads);
+    }
 };
 
 // One query. Returns false when a slot lies outside the pool.
 template <class T>
 bool attend(const SparseProblem& p, int64_t query, T* out, float* lse, Workspace<T>& w) {
     if (!chosen_rows(p, query, w.rows)) return false;
-    const int64_t count = (int64_t)w.rows.size();
     out += query * p.heads * p.values;
     lse = lse ? lse + query * p.heads : nullptr;
-    if (count == 0) {
+    if (w.rows.empty()) {
         std::memset((void*)out, 0, p.heads * p.values * sizeof(T));
         if (lse) std::fill_n(lse, p.heads, NONE);
         return true;
     }
-    const int64_t width = round_up(count, 2 * LANES), columns = round_up(p.values, LANES);
-    copy_heads((const uint32_t*)p.q + query * p.heads * p.units, p.heads, p.padded_heads, p.units, w.queries);
-    w.panel.resize(std::max<int64_t>(p.units * TILE_VECTORS * LANES, CHUNK / DEPTH<T> * columns));
-    w.logits.resize(p.padded_heads * width);
-    w.weights.resize(p.padded_heads * width);
-    std::fill(w.weights.begin() + p.heads * width, w.weights.end(), T{});
-    w.sums.resize(p.padded_heads * columns);
-    w.factors.resize(p.heads);
-    for_key_tiles<T>(w.rows, width, p.units, w.panel.data(), [&](auto vectors, int64_t key) {
-        multiply_keys<T, decltype(vectors)::value>(w.queries.data(), p.padded_heads, p.units, w.panel.data(), p.scale,
-                                                   &w.logits[key], width);
-    });
+    const uint32_t* q = (const uint32_t*)p.q + query * p.heads * p.units;
+    attend_rows<T>(w.rows, q, p.heads, p.units, p.values, p.scale, w.attention, w.tops.data(), w.masses.data(),
+                   w.sums.data());
     for (int64_t head = 0; head < p.heads; ++head) {
-        float top;
-        const float mass = softmax_row(&w.logits[head * width], count, width, &w.weights[head * width], &top);
-        w.factors[head] = 1.0f / mass;
-        if (lse) lse[head] = top + std::log(mass);
-    }
-    sum_rows<T>(w.rows, w.weights.data(), width, p.padded_heads, p.values, columns, w.panel.data(), w.sums.data());
-    for (int64_t head = 0; head < p.heads; ++head) {
-        store_row(out + head * p.values, &w.sums[head * columns], p.values, w.factors[head]);
+        const float* sums = &w.sums[head * round_up(p.values, 2 * LANES)];
+        store_row(out + head * p.values, sums, p.values, 1.0f / w.masses[head]);
+        if (lse) lse[head] = w.tops[head] + std::log(w.masses[head]);
     }
     return true;
 }
@@ -68,6 +56,7 @@ int attend_all(const SparseProblem& p, T* out, float* lse, int threads) {
         for (int64_t query = 0; query < p.queries; ++query) {
             if (failed.load(std::memory_order_relaxed)) continue;
             try {
+                own.prepare(p);
                 if (!attend<T>(p, query, out, lse, own)) failed = 2;
             } catch (const std::bad_alloc&) {
                 failed = 1;

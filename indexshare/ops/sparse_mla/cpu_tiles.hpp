@@ -1,4 +1,4 @@
-// What the forward and the backward pass of sparse latent attention share: chosen rows, packing, small products.
+// What sparse latent attention works on, and the backward pass's packing and small products.
 //
 // Shape letters as in ops/sparse_mla/reference.py: A heads (padded to a whole row tile), R row width, C value width.
 // `width` is the number of chosen rows padded to whole vectors.
@@ -6,10 +6,9 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
-#include "../simd.hpp"
+#include "head_lanes.hpp"
 
 namespace indexshare {
 
@@ -29,14 +28,19 @@ inline bool chosen_rows(const SparseProblem& p, int64_t query, std::vector<const
                         std::vector<int64_t>* slots = nullptr) {
     rows.resize(p.chosen);
     if (slots) slots->resize(p.chosen);
+    const int64_t* chosen = p.slots + query * p.chosen;
+    const char** to = rows.data();
     int64_t count = 0;
+    bool inside = true;
     for (int64_t i = 0; i < p.chosen; ++i) {
-        const int64_t slot = p.slots[query * p.chosen + i];
-        if (slot >= p.rows) return false;
-        if (slot < 0) continue;
+        const int64_t slot = chosen[i];
+        if (i % 8 == 0 && query + 1 < p.queries) __builtin_prefetch(chosen + p.chosen + i);
+        to[count] = p.pool + slot * p.pool_stride;  // pointers outside the pool are not followed
         if (slots) (*slots)[count] = slot;
-        rows[count++] = p.pool + slot * p.pool_stride;
+        count += slot >= 0;
+        inside &= slot < p.rows;
     }
+    if (!inside) return false;
     rows.resize(count);
     if (slots) slots->resize(count);
     return true;
@@ -88,22 +92,6 @@ inline float largest(const float* logits, int64_t width) {
     float top = most[0];
     for (int lane = 1; lane < LANES; ++lane) top = (most[lane] > top || most[lane] != most[lane]) ? most[lane] : top;
     return top;
-}
-
-constexpr float NONE = -std::numeric_limits<float>::infinity();
-
-// Weights e^(logit - top) of the first `count` logits and zeros up to `width`; returns their sum.
-template <class T>
-inline float softmax_row(float* logits, int64_t count, int64_t width, T* weights, float* top) {
-    std::fill(logits + count, logits + width, NONE);
-    *top = largest(logits, width);
-    f32v parts{};
-    for (int64_t s = 0; s < width; s += LANES) {
-        const f32v weight = exp_negative(load<f32v>(logits + s) - *top);
-        parts += weight;
-        store_as(weights + s, weight);
-    }
-    return sum(parts);
 }
 
 // Two neighbouring rows of a product's depth become one row of units; `odd` may be missing.
@@ -171,18 +159,6 @@ void sum_rows(const std::vector<const char*>& rows, const T* weights, int64_t wi
                 }
             });
         });
-    }
-}
-
-// Store `count` floats as T.
-template <class T>
-inline void store_row(T* to, const float* from, int64_t count, float factor) {
-    int64_t c = 0;
-    for (; c + LANES <= count; c += LANES) store_as(to + c, load<f32v>(from + c) * factor);
-    if (c < count) {
-        T tail[LANES];
-        store_as(tail, load<f32v>(from + c) * factor);
-        std::copy_n(tail, count - c, to + c);
     }
 }
 
