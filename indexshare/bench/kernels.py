@@ -16,7 +16,7 @@ from indexshare.bench.timing import Spread, seconds_per_call
 from indexshare.config import ModelConfig
 from indexshare.planner.flops import attention_flops, cache_row_bytes, score_flops
 
-PREFILL_ROWS = 512  # the engine's chunk
+PREFILL_ROWS = 512  # enough for every thread to have many
 
 
 @dataclass(frozen=True, kw_only=True)

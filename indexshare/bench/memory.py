@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from indexshare.bench.runs import PREFILL_CHUNK, engine_for, random_prompt, request
+from indexshare.bench.runs import engine_for, random_prompt, request
 from indexshare.bench.subject import Subject
 from indexshare.config import preset
+from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.planner.machine import peak_memory_bytes, resident_memory_bytes
 from indexshare.planner.memory import MemoryPlan, plan_memory
 

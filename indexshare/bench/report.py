@@ -16,9 +16,10 @@ from indexshare.bench.ceilings import Ceilings, ceiling_jobs, ceilings_of
 from indexshare.bench.gate import Check, check_engine, check_operations
 from indexshare.bench.kernels import Kernel, KernelResult, kernel_result, kernels
 from indexshare.bench.memory import MemoryResult, measure_memory
-from indexshare.bench.runs import PREFILL_CHUNK, Run, SpeedResult, engine_for, random_prompt, request, speed_result
+from indexshare.bench.runs import Run, SpeedResult, engine_for, random_prompt, request, speed_result
 from indexshare.bench.subject import Subject, every_layer_full
 from indexshare.bench.timing import interleave
+from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.ops.dispatch import explain
 from indexshare.planner.machine import describe_machine

@@ -15,11 +15,10 @@ from indexshare.bench.timing import Spread
 from indexshare.config import ModelConfig
 from indexshare.engine.llm import BLOCK_SIZE, LLM
 from indexshare.engine.request import SamplingParams
+from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.planner.flops import Work, cache_row_bytes, prefill_flops, step_bytes, token_flops
-
-PREFILL_CHUNK = 512  # the engine's default, so that what is measured is what users get
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from indexshare.engine.request import (
 )
 from indexshare.engine.runner import Model, Runner
 from indexshare.engine.sampler import Draw, non_finite_rows, sample, token_logprobs
-from indexshare.engine.scheduler import Row, Scheduler
+from indexshare.engine.scheduler import PREFILL_CHUNK, Row, Scheduler
 from indexshare.engine.text import TextAssembler
 from indexshare.tokenizer import Tokenizer
 
@@ -99,7 +99,7 @@ class Engine:
         *,
         tokenizer: Tokenizer | None = None,
         max_context: int | None = None,
-        token_budget: int = 512,
+        token_budget: int = PREFILL_CHUNK,
         max_running: int = 64,
         full_attention_below: int = 0,
     ) -> None:

@@ -14,6 +14,7 @@ from indexshare.engine.capacity import default_cache_tokens
 from indexshare.engine.core import Engine, Generation
 from indexshare.engine.progress import GenerationProgress
 from indexshare.engine.request import Chunk, CompletionOutput, SamplingParams, check_prompt
+from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.quantized import quantize_weights
 from indexshare.model.weights import load_model
@@ -60,7 +61,7 @@ class LLM:
         weights: str | None = None,
         max_context: int | None = None,
         cache_tokens: int | None = None,
-        prefill_chunk: int = 512,
+        prefill_chunk: int = PREFILL_CHUNK,
         max_batch: int = 64,
         full_attention_below: int = 0,
         threads: int | None = None,

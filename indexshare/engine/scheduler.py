@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from indexshare.cache.blocks import BlockAllocator, BlockTable
 from indexshare.engine.request import Request, RequestState
 
+# Tokens of a step unless told otherwise: experts get enough rows each for fast products, and a step stays short.
+PREFILL_CHUNK = 2048
+
 
 @dataclass(frozen=True)
 class Row:
@@ -45,7 +48,7 @@ class Scheduler:
         ValueError: a limit below 1.
     """
 
-    def __init__(self, allocator: BlockAllocator, *, token_budget: int = 512, max_running: int = 64) -> None:
+    def __init__(self, allocator: BlockAllocator, *, token_budget: int = PREFILL_CHUNK, max_running: int = 64) -> None:
         for name, value in (("token_budget", token_budget), ("max_running", max_running)):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} is {value!r}; expected an integer, 1 or more")
