@@ -187,7 +187,8 @@ class PagedView(BatchView):
         """Pool rows of `positions` (int64, any shape) of one sequence."""
         table, size = self._block_tables[sequence], self.cache.block_size
         if table.is_run:
-            return positions + table.ids[0] * size
+            first = table.ids[0] * size
+            return positions + first if first else positions
         block = torch.div(positions, size, rounding_mode="floor")
         # slot = (id of the block) * size + (position within the block)
         return positions + (self.cache.block_ids(table)[block] - block) * size

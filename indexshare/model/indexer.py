@@ -38,8 +38,11 @@ class Indexer(nn.Module):
         self.scale = self.num_heads**-0.5 * self.head_dim**-0.5
 
     def _rotate(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
-        rotated = ops.apply_rope(x[..., : self.rope_dim], *rope, interleave=self.interleave)
-        return torch.cat((rotated, x[..., self.rope_dim :]), dim=-1)
+        first = x[..., : self.rope_dim]
+        if not x.requires_grad:  # nobody else has seen x
+            ops.apply_rope(first, *rope, interleave=self.interleave, out=first)
+            return x
+        return torch.cat((ops.apply_rope(first, *rope, interleave=self.interleave), x[..., self.rope_dim :]), dim=-1)
 
     def keys(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Index keys `[N, D]` of hidden states `[N, hidden]`."""
@@ -97,4 +100,9 @@ class Indexer(nn.Module):
         if not positions:
             empty = rows.new_empty(0, self.topk)
             return Selection(limit, rows, empty, empty)
-        return Selection(limit, rows, torch.cat(positions), torch.cat(slots))
+        return Selection(limit, rows, _joined(positions), _joined(slots))
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    """One tensor of all parts; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)

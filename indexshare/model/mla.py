@@ -77,11 +77,19 @@ class MLA(nn.Module):
         q_latent = self.q_a_layernorm(self.q_a_proj(x))
         q = self.q_b_proj(q_latent).view(-1, self.num_heads, self.nope_dim + self.rope_dim)
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
+        if not q.requires_grad:  # nobody else has seen q
+            ops.apply_rope(q_rope, *rope, interleave=True, out=q_rope)
+            return q_latent, q
         return q_latent, torch.cat((q_nope, ops.apply_rope(q_rope, *rope, interleave=True)), dim=-1)
 
     def latents(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Cache rows `[N, C + P]`: normalised latent, then the rotated key shared by all heads."""
-        latent, key = self.kv_a_proj_with_mqa(x).split((self.rank, self.rope_dim), dim=-1)
+        rows = self.kv_a_proj_with_mqa(x)
+        latent, key = rows.split((self.rank, self.rope_dim), dim=-1)
+        if (not rows.requires_grad and not self.kv_a_layernorm.weight.requires_grad) or not torch.is_grad_enabled():
+            ops.apply_rope(key[:, None], *rope, interleave=True, out=key[:, None])
+            ops.rms_norm(latent, self.kv_a_layernorm.weight, LATENT_NORM_EPS, out=latent)
+            return rows
         rotated = ops.apply_rope(key[:, None], *rope, interleave=True)[:, 0]
         return torch.cat((self.kv_a_layernorm(latent), rotated), dim=-1)
 
@@ -93,12 +101,22 @@ class MLA(nn.Module):
     def absorb(self, q: Tensor) -> Tensor:
         """Queries `[n, A, E + P]` with the key up-projection moved into them: `[n, A, C + P]`."""
         q_nope, q_rope = q.split((self.nope_dim, self.rope_dim), dim=-1)
+        if not torch.is_grad_enabled():
+            out = q.new_empty(*q.shape[:2], self.rank + self.rope_dim)
+            torch.bmm(q_nope.transpose(0, 1), self._up()[0], out=out[..., : self.rank].transpose(0, 1))
+            out[..., self.rank :] = q_rope
+            return out
         absorbed = torch.bmm(q_nope.transpose(0, 1), self._up()[0]).transpose(0, 1)
         return torch.cat((absorbed, q_rope), dim=-1)
 
     def values(self, mixed: Tensor) -> Tensor:
         """Per-head values `[n, A, V]` of attended latents `[n, A, C]`."""
-        return torch.bmm(mixed.transpose(0, 1), self._up()[1].transpose(1, 2)).transpose(0, 1)
+        up = self._up()[1].transpose(1, 2)
+        if not torch.is_grad_enabled():
+            out = mixed.new_empty(*mixed.shape[:2], self.value_dim)
+            torch.bmm(mixed.transpose(0, 1), up, out=out.transpose(0, 1))
+            return out
+        return torch.bmm(mixed.transpose(0, 1), up).transpose(0, 1)
 
     def attend(self, q: Tensor, view: BatchView, layer: int, selection: Selection) -> Tensor:
         """Output `[N, hidden]` of queries `[N, A, E + P]`: full attention up to the limit, the selection beyond it."""

@@ -4,8 +4,8 @@ Every operation has a `reference` (float32, reads like the formula) and faster i
 contract. Callers take the operation from here; `dispatch` decides which implementation answers.
 """
 
-from indexshare.ops.dispatch import experts, route, select_topk, sparse_mla
-from indexshare.ops.elementwise import apply_rope, layer_norm, rms_norm, rope_tables, swiglu
+from indexshare.ops.dispatch import apply_rope, experts, rms_norm, route, select_topk, sparse_mla, swiglu
+from indexshare.ops.elementwise import layer_norm, rope_tables
 from indexshare.ops.indexer.loss import KLRows, indexer_kl
 from indexshare.ops.sparse_mla.causal import causal_attention
 from indexshare.ops.sparse_mla.torch_impl import dense_attention

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from indexshare.ops import elementwise
+from indexshare.ops.experts import cpu_impl as experts_cpu
 from indexshare.ops.experts import reference as experts_reference
 from indexshare.ops.experts import torch_impl as experts_torch
 from indexshare.ops.indexer import cpu_impl as indexer_cpu
@@ -16,6 +18,7 @@ from indexshare.ops.indexer import recent as indexer_recent
 from indexshare.ops.indexer import reference as indexer_reference
 from indexshare.ops.indexer import torch_impl as indexer_torch
 from indexshare.ops.native import native
+from indexshare.ops.rows import cpu_impl as rows_cpu
 from indexshare.ops.sparse_mla import cpu_impl as mla_cpu
 from indexshare.ops.sparse_mla import reference as mla_reference
 from indexshare.ops.sparse_mla import torch_impl as mla_torch
@@ -33,12 +36,24 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
         "torch": mla_torch.sparse_mla,
         "reference": lambda *args: mla_reference.sparse_mla(*args)[0],
     },
-    "route": {"torch": experts_torch.route, "reference": experts_reference.route},
-    "experts": {"torch": experts_torch.experts, "reference": experts_reference.experts},
+    "route": {"cpu": experts_cpu.route, "torch": experts_torch.route, "reference": experts_reference.route},
+    "experts": {"cpu": experts_cpu.experts, "torch": experts_torch.experts, "reference": experts_reference.experts},
+    "rms_norm": {
+        "cpu": rows_cpu.rms_norm,
+        "torch": elementwise.rms_norm,
+        "reference": elementwise.rms_norm_reference,
+    },
+    "apply_rope": {"cpu": rows_cpu.apply_rope, "torch": elementwise.apply_rope},
+    "swiglu": {"cpu": rows_cpu.swiglu, "torch": elementwise.swiglu},
 }
 _UNSUPPORTED: dict[str, Callable[..., str | None]] = {
     "select_topk": indexer_cpu.unsupported,
     "sparse_mla": mla_cpu.unsupported,
+    "route": experts_cpu.route_unsupported,
+    "experts": experts_cpu.experts_unsupported,
+    "rms_norm": rows_cpu.unsupported,
+    "apply_rope": rows_cpu.unsupported,
+    "swiglu": rows_cpu.unsupported,
 }
 
 _forced: ContextVar[str | None] = ContextVar("forced_implementation", default=None)
@@ -116,11 +131,26 @@ def route(
     scores: Tensor, bias: Tensor, *, topk: int, groups: int, topk_groups: int, normalise: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Expert ids and weights `[N, k]`. Contract: `ops/experts/reference.py`."""
-    return _implementation("route")(
+    return _implementation("route", scores, bias)(
         scores, bias, topk=topk, groups=groups, topk_groups=topk_groups, normalise=normalise, scale=scale
     )
 
 
 def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Weighted sum of the chosen experts `[N, H]`. Contract: `ops/experts/reference.py`."""
-    return _implementation("experts")(x, ids, weights, gate_up, down)
+    return _implementation("experts", x, ids)(x, ids, weights, gate_up, down)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    """Rows of unit mean square, times weight. Contract: `ops/elementwise.py`, as for the two below."""
+    return _implementation("rms_norm", x, weight)(x, weight, eps, out)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool, out: Tensor | None = None) -> Tensor:
+    """Rotate the pairs of `x` `[N, H, D]` by the angles of its row."""
+    return _implementation("apply_rope", x)(x, cos, sin, interleave=interleave, out=out)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`."""
+    return _implementation("swiglu", gate, up)(gate, up)

@@ -15,21 +15,28 @@ def wide(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)
 
 
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
     """`weight * x / sqrt(mean(x^2) + eps)` over the last dimension, rounded to `x.dtype` before the weight.
 
     Shapes: x `[..., D]`, weight `[D]` -> `[..., D]`. Source: arXiv 1910.07467, section 3.
     """
     x_wide = x.to(wide(x.dtype))
     scale = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
-    return weight * (x_wide * scale).to(x.dtype)
+    return _into(out, weight * (x_wide * scale).to(x.dtype))
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """`rms_norm_reference` with fewer passes over memory, and a backward pass that keeps only the normalised rows."""
+def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
+    """`rms_norm_reference` with fewer passes over memory, and a backward pass that keeps only the normalised rows.
+
+    `out`, without gradients only, receives the result; it may be x.
+    """
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _RMSNorm.apply(x, weight, eps)
-    return _normalise(x, eps)[0] * weight
+    return _into(out, _normalise(x, eps)[0] * weight)
+
+
+def _into(out: Tensor | None, result: Tensor) -> Tensor:
+    return result if out is None else out.copy_(result)
 
 
 def _normalise(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -74,7 +81,7 @@ def rope_tables(inverse_frequencies: Sequence[float], positions: Tensor, scale: 
     return angles.cos() * scale, angles.sin() * scale
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool) -> Tensor:
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool, out: Tensor | None = None) -> Tensor:
     """Rotate the pairs of `x` by the angles of its row; the layout of the pairs is kept.
 
     Args:
@@ -83,6 +90,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool) -> Tens
         interleave: pairs are `(x0, x1), (x2, x3), ...` (GLM everywhere, DeepSeek's main attention) when true,
             `(x0, x_{D/2}), ...` (DeepSeek-V3.2's indexer) when false. There is no default: the wrong one is
             invisible below `index_topk` tokens.
+        out: without gradients only: `[N, H, D]`, receives the result; it may be x.
 
     Source: arXiv 2104.09864, equation 34.
     """
@@ -98,10 +106,9 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool) -> Tens
     else:
         first, second = x_wide.chunk(2, dim=-1)
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
-    return rotated.to(x.dtype)
+    return _into(out, rotated.to(x.dtype))
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """`silu(gate) * up` of `[..., 2I]` (gate first) -> `[..., I]`. Source: arXiv 2002.05202, section 2."""
-    gate, up = gate_up.chunk(2, dim=-1)
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """`silu(gate) * up`, all three `[..., I]`. Source: arXiv 2002.05202, section 2."""
     return F.silu(gate) * up

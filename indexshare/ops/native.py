@@ -25,14 +25,18 @@ _SOURCES = (
     "indexer/cpu_impl.cpp",
     "sparse_mla/cpu_impl.cpp",
     "sparse_mla/cpu_backward.cpp",
+    "rows/cpu_impl.cpp",
+    "experts/cpu_impl.cpp",
     "decode/cpu_impl.cpp",
 )
 _HEADERS = (
     "simd.hpp",
+    "vectors.hpp",
     "indexer/candidates.hpp",
+    "experts/choose.hpp",
     "sparse_mla/head_lanes.hpp",
     "sparse_mla/cpu_tiles.hpp",
-    *(f"decode/{name}.hpp" for name in ("model", "vectors", "quantized", "products", "step", "attention")),
+    *(f"decode/{name}.hpp" for name in ("model", "quantized", "products", "step", "attention")),
     "decode/feed_forward.hpp",
 )
 _COMPILERS = ("c++", "g++", "clang++")

@@ -80,9 +80,7 @@ void Step<T>::prepare_feed_forward() {
     pair_rows.resize(n * k);
     used.reserve(m.experts);
     starts.reserve(m.experts + 1);
-    taken.resize(m.experts);
-    group_open.resize(m.groups);
-    group_scores.resize(m.groups);
+    routing_scratch.prepare({m.experts, m.experts_per_token, m.groups, m.chosen_groups, m.normalise, 1.0f});
 }
 
 // Room for everything, so that nothing is allocated in the parallel region.

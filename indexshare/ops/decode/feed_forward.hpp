@@ -44,74 +44,24 @@ void Step<T>::gated(const FeedForward& f, int64_t member, int64_t first, int64_t
         for (int64_t c = 0; c < count; c += LANES) {
             const f32v gate = rounded<T>(load<f32v>(s.out + i * STRETCH + c));
             const f32v up = rounded<T>(load<f32v>(s.other + i * STRETCH + c));
-            store_floats(out + c, rounded<T>(gate * sigmoid(gate)) * up, count - c);
+            store_floats(out + c, indexshare::gated<T>(gate, up), count - c);
         }
     }
 }
 
-// Larger, with NaN above everything, as in a descending sort.
-inline bool above(float a, float b) { return a > b || (a != a && b == b); }
-
 template <class T>
 void Step<T>::route(const LayerWeights& w) {
+    const Routing routing{m.experts, m.experts_per_token, m.groups, m.chosen_groups, m.normalise, (float)m.routed_scale};
     for (int64_t i = 0; i < n; ++i) {
         float* scores = &router_logits[i * m.experts];
         for (int64_t e = 0; e < m.experts; e += LANES) {
             store_floats(scores + e, sigmoid(load_floats(scores + e, m.experts - e)), m.experts - e);
         }
-        choose_experts(w, i);
+        float* weights = &expert_weights[i * m.experts_per_token];
+        indexshare::choose_experts(routing, scores, w.router_bias, routing_scratch, &expert_ids[i * m.experts_per_token], weights);
+        for (int64_t place = 0; place < m.experts_per_token; ++place) weights[place] = to_float(narrow<T>(weights[place]));
     }
     group_by_expert();
-}
-
-// The best experts of a row by biased score, equal ones by lower id, and their weights. Contract: ops.route.
-template <class T>
-void Step<T>::choose_experts(const LayerWeights& w, int64_t row) {
-    const float* scores = &router_logits[row * m.experts];
-    const int64_t k = m.experts_per_token, per_group = m.experts / m.groups;
-    auto biased = [&](int64_t e) { return scores[e] + w.router_bias[e]; };
-    std::fill(group_open.begin(), group_open.end(), m.groups == m.chosen_groups);
-    for (int64_t g = 0; m.groups > 1 && g < m.groups; ++g) {
-        float best = NONE, second = NONE;
-        for (int64_t e = g * per_group; e < (g + 1) * per_group; ++e) {
-            const float score = biased(e);
-            if (above(score, best)) {
-                second = best;
-                best = score;
-            } else if (above(score, second)) {
-                second = score;
-            }
-        }
-        group_scores[g] = best + second;
-    }
-    for (int64_t open = m.groups == m.chosen_groups ? m.chosen_groups : 0; open < m.chosen_groups; ++open) {
-        int64_t best = -1;
-        for (int64_t g = 0; g < m.groups; ++g) {
-            if (!group_open[g] && (best < 0 || above(group_scores[g], group_scores[best]))) best = g;
-        }
-        group_open[best] = true;
-    }
-    std::fill(taken.begin(), taken.end(), false);
-    for (int64_t place = 0; place < k; ++place) {
-        int64_t best = -1;
-        for (int64_t e = 0; e < m.experts; ++e) {
-            if (taken[e] || !group_open[e / per_group]) continue;
-            if (best < 0 || above(biased(e), biased(best))) best = e;
-        }
-        taken[best] = true;
-    }
-    int32_t* ids = &expert_ids[row * k];
-    float *weights = &expert_weights[row * k], total = 0;
-    for (int64_t e = 0, place = 0; e < m.experts; ++e) {
-        if (!taken[e]) continue;
-        ids[place] = (int32_t)e;
-        weights[place++] = scores[e];
-        total += scores[e];
-    }
-    for (int64_t place = 0; place < k; ++place) {
-        const float share = m.normalise ? weights[place] / (total + 1e-20f) : weights[place];
-        weights[place] = to_float(narrow<T>(share * (float)m.routed_scale));
-    }
 }
 
 // Rows of one expert side by side, so that its weights are read once.

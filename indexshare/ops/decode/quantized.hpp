@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "model.hpp"
-#include "vectors.hpp"
+#include "../vectors.hpp"
 
 namespace indexshare {
 

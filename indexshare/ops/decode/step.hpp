@@ -6,6 +6,7 @@
 #include <memory>
 #include <thread>
 
+#include "../experts/choose.hpp"
 #include "../indexer/candidates.hpp"
 #include "../sparse_mla/head_lanes.hpp"
 #include "products.hpp"
@@ -105,8 +106,7 @@ class Step {
     std::vector<float> expert_weights;
     std::vector<int32_t> used, starts;              // experts that have rows, and where their pairs start
     std::vector<int32_t> pairs, pair_rows;          // row * k + place, and the row, by expert
-    std::vector<char> taken, group_open;            // of experts, of groups
-    std::vector<float> group_scores;
+    RoutingScratch routing_scratch;
 
     std::unique_ptr<Phase[]> phases;
     std::vector<std::unique_ptr<Scratch<T>>> scratch;
@@ -138,7 +138,6 @@ class Step {
     void gated(const FeedForward& f, int64_t member, int64_t first, int64_t count, const Rows<T>& from,
                const int32_t* which, int64_t rows, Rows<T>& to, const int32_t* places, Scratch<T>& s);
     void route(const LayerWeights& w);
-    void choose_experts(const LayerWeights& w, int64_t row);
     void group_by_expert();
     void down(const LayerWeights& w, int64_t first, int64_t count, Scratch<T>& s);
     void norm_for(int64_t layer);

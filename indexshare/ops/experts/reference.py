@@ -54,6 +54,6 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tens
     out = torch.zeros(x.shape, dtype=dtype, device=x.device)
     for token in range(x.shape[0]):
         for expert, weight in zip(ids[token].tolist(), weights[token].to(dtype), strict=True):
-            inner = swiglu(gate_up[expert].to(dtype) @ x[token].to(dtype))
+            inner = swiglu(*(gate_up[expert].to(dtype) @ x[token].to(dtype)).chunk(2))
             out[token] += weight * (down[expert].to(dtype) @ inner)
     return out.to(x.dtype)

@@ -40,7 +40,7 @@ class Candidates {
 #if defined(__AVX512F__)
         __mmask16 chosen = _mm512_cmpgt_epi32_mask((__m512i)score, _mm512_set1_epi32(threshold_));
         if (valid < LANES) chosen &= (__mmask16)((1u << valid) - 1);
-        if (!chosen) return;
+        // No branch on "none": it could not be predicted, and a wrong guess costs more than two stores.
         append(score, splat(first) + iota(), chosen);
 #else
         const i32v above = score > splat(threshold_);

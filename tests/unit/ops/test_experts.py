@@ -10,6 +10,7 @@ from tests.tolerance import TOL
 
 @pytest.mark.parametrize(("groups", "kept"), [(1, 1), (4, 2), (4, 4), (2, 1)])
 @pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.usefixtures("implementation")
 def test_routing_equals_the_loop_with_ties(groups: int, kept: int, normalise: bool) -> None:
     scores = torch.randint(0, 4, (50, 16)).float() / 4
     bias = torch.randint(-2, 3, (16,)).float() / 4
@@ -34,6 +35,7 @@ def _case(tokens: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("tokens", [0, 1, 2, 63])
+@pytest.mark.usefixtures("implementation")
 def test_grouped_products_equal_the_loop(tokens: int, dtype: torch.dtype) -> None:
     x, ids, weights, gate_up, down = _case(tokens, dtype)
     expected = reference.experts(x, ids, weights, gate_up, down)
@@ -58,7 +60,7 @@ def test_padded_stretches_change_nothing(dtype: torch.dtype) -> None:
     x, _, weights, gate_up, down = _case(tokens, dtype)
     likes = torch.tensor([1.5, 0.3, -9.0, 0.2, 0.0])
     ids = (likes + torch.rand(tokens, 5)).topk(2).indices.sort().values
-    plan = torch_impl._Grouping(ids, 5)
+    plan = torch_impl._Grouping(ids, 5, torch_impl.group)
     grain = torch_impl._grain(2 * tokens, 5)
     lengths = {e: part.stop - part.start for e, part in plan.groups}
     assert grain == 4 and lengths.keys() == {0, 1, 3, 4}

@@ -5,7 +5,7 @@
 #include <cmath>
 #include <cstdint>
 
-#include "../simd.hpp"
+#include "simd.hpp"
 
 namespace indexshare {
 
@@ -19,7 +19,8 @@ inline f32v load_floats(const float* from, int64_t count = LANES) {
 
 inline f32v load_floats(const bf16* from, int64_t count = LANES) {
     u16v bits{};
-    std::memcpy(&bits, from, std::min<int64_t>(count, LANES) * sizeof(bf16));
+    if (count >= LANES) bits = load<u16v>(from);
+    else std::memcpy(&bits, from, count * sizeof(bf16));
     return (f32v)(__builtin_convertvector(bits, u32v) << 16);
 }
 
@@ -118,16 +119,40 @@ inline void layer_norm(const T* x, const T* weight, const T* bias, int64_t width
     }
 }
 
+// LANES neighbouring pairs of bfloat16, turned by their angles.
+inline u32v rotated_pairs(u32v pairs, f32v cosine, f32v sine) {
+    const f32v a = (f32v)(pairs << 16), b = (f32v)(pairs & 0xffff0000u);
+    return bf16_bits(a * cosine - b * sine) | (bf16_bits(b * cosine + a * sine) << 16);
+}
+
 // Turns the pairs of a row in place by the angles of its position; computed in float, rounded once.
 template <class T>
 inline void rotate(T* x, const float* cosines, const float* sines, int64_t pairs, bool interleave) {
     const int64_t step = interleave ? 2 : 1, other = interleave ? 1 : pairs;
-    for (int64_t i = 0; i < pairs; ++i) {
+    int64_t i = 0;
+    if constexpr (sizeof(T) == 2) {
+        for (; interleave && i + LANES <= pairs; i += LANES) {
+            store(x + 2 * i, rotated_pairs(load<u32v>(x + 2 * i), load<f32v>(cosines + i), load<f32v>(sines + i)));
+        }
+    }
+    for (; !interleave && i + LANES <= pairs; i += LANES) {
+        const f32v a = load_floats(x + i), b = load_floats(x + pairs + i);
+        const f32v cosine = load<f32v>(cosines + i), sine = load<f32v>(sines + i);
+        store_as(x + i, a * cosine - b * sine);
+        store_as(x + pairs + i, b * cosine + a * sine);
+    }
+    for (; i < pairs; ++i) {
         T &first = x[i * step], &second = x[i * step + other];
         const float a = to_float(first), b = to_float(second);
         first = narrow<T>(a * cosines[i] - b * sines[i]);
         second = narrow<T>(b * cosines[i] + a * sines[i]);
     }
+}
+
+// silu(gate) * up, rounded after silu and after the product.
+template <class T>
+inline f32v gated(f32v gate, f32v up) {
+    return rounded<T>(gate * sigmoid(gate)) * up;
 }
 
 }  // namespace indexshare

@@ -1,0 +1,122 @@
+"""The C++ row operations and routing against plain torch: shapes, strides, results in place, numbers that are none."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from indexshare.ops import elementwise
+from indexshare.ops.experts import cpu_impl as experts_cpu
+from indexshare.ops.experts import reference as experts_reference
+from indexshare.ops.experts import torch_impl as experts_torch
+from indexshare.ops.native import native
+from indexshare.ops.rows import cpu_impl as rows
+from tests.tolerance import TOL
+
+pytestmark = pytest.mark.skipif(native().library is None, reason=native().reason)
+DTYPES = [torch.float32, torch.bfloat16]
+ROWS, WIDTHS = st.sampled_from([0, 1, 3, 200]), st.integers(1, 70)
+
+
+def apart(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Random values whose last dimension starts at an odd place of a wider buffer of NaN."""
+    buffer = torch.full((*shape[:-1], shape[-1] + 3), torch.nan, dtype=dtype)
+    view = buffer[..., 1 : shape[-1] + 1]
+    return view.copy_(torch.randn(shape))
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=ROWS, width=WIDTHS, dtype=st.sampled_from(DTYPES))
+def test_rms_norm(count: int, width: int, dtype: torch.dtype) -> None:
+    x, weight = apart((count, width), dtype), torch.rand(width).to(dtype)
+    expected = elementwise.rms_norm_reference(x, weight, 1e-5)
+    bounds = TOL["rms norm", str(dtype)[6:]].bounds
+    torch.testing.assert_close(rows.rms_norm(x, weight, 1e-5), expected, **bounds)
+    assert rows.rms_norm(x, weight, 1e-5, out=x) is not None
+    torch.testing.assert_close(x, expected, **bounds)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    count=ROWS,
+    heads=st.integers(1, 4),
+    pairs=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+    interleave=st.booleans(),
+)
+def test_apply_rope(count: int, heads: int, pairs: int, dtype: torch.dtype, interleave: bool) -> None:
+    x = apart((count, heads, 2 * pairs), dtype)
+    tables = elementwise.rope_tables([1e-2 * 0.9**i for i in range(pairs)], torch.arange(count) * 50)
+    expected = elementwise.apply_rope(x, *tables, interleave=interleave)
+    bounds = TOL["rotation", str(dtype)[6:]].bounds
+    torch.testing.assert_close(rows.apply_rope(x, *tables, interleave=interleave), expected, **bounds)
+    rows.apply_rope(x, *tables, interleave=interleave, out=x)
+    torch.testing.assert_close(x, expected, **bounds)
+
+
+@settings(deadline=None, max_examples=40)
+@given(count=ROWS, width=WIDTHS, dtype=st.sampled_from(DTYPES))
+def test_swiglu(count: int, width: int, dtype: torch.dtype) -> None:
+    gate, up = apart((count, 2 * width), dtype).mul_(4).chunk(2, dim=-1)
+    expected = elementwise.swiglu(gate, up)
+    torch.testing.assert_close(rows.swiglu(gate, up), expected, **TOL["swiglu", str(dtype)[6:]].bounds)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_numbers_that_are_none_stay_none(dtype: torch.dtype) -> None:
+    gate = torch.tensor([[torch.nan, torch.inf, -torch.inf, 200.0, -200.0, 0.0]], dtype=dtype)
+    up = torch.ones_like(gate)
+    torch.testing.assert_close(rows.swiglu(gate, up), elementwise.swiglu(gate, up), equal_nan=True)
+    x = torch.tensor([[1.0, torch.nan], [torch.inf, 1.0], [0.0, 0.0]], dtype=dtype)
+    expected = elementwise.rms_norm(x, torch.ones(2, dtype=dtype), 1e-6)
+    torch.testing.assert_close(rows.rms_norm(x, torch.ones(2, dtype=dtype), 1e-6), expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(dtype: torch.dtype, threads: int) -> None:
+    x, weight = torch.randn(1000, 96).to(dtype), torch.rand(96).to(dtype)
+    before, expected = torch.get_num_threads(), rows.rms_norm(x, weight, 1e-5)
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(rows.rms_norm(x, weight, 1e-5), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_it_refuses() -> None:
+    x = torch.randn(2, 4)
+    assert rows.unsupported(x, x) is None
+    assert rows.unsupported(x.double()) is not None
+    assert rows.unsupported(x, x.bfloat16()) is not None
+    with torch.enable_grad():
+        assert rows.unsupported(x.requires_grad_()) == "gradients are wanted"
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_routing_puts_nan_first(groups: int) -> None:
+    scores, bias = torch.rand(30, 16), torch.randn(16)
+    scores[3, 5] = scores[4, 0] = torch.nan
+    bias[2] = -torch.inf
+    options = {"topk": 3, "groups": groups, "topk_groups": 2, "normalise": False, "scale": 1.5}
+    ids, weights = experts_cpu.route(scores, bias, **options)
+    wanted_ids, wanted = experts_reference.route(scores, bias, **options)
+    assert torch.equal(ids, wanted_ids)
+    torch.testing.assert_close(weights, wanted, equal_nan=True)
+
+
+def test_routing_refuses_more_experts_than_are_eligible() -> None:
+    with pytest.raises(ValueError, match="4 experts are eligible"):
+        experts_cpu.route(torch.rand(2, 8), torch.zeros(8), topk=5, groups=2, topk_groups=1, normalise=True, scale=1.0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    tokens=st.integers(1, 60), chosen=st.integers(1, 4), experts=st.integers(4, 20), grain=st.sampled_from([1, 2, 8])
+)
+def test_sorting_by_expert(tokens: int, chosen: int, experts: int, grain: int) -> None:
+    ids = torch.stack([torch.randperm(experts)[:chosen].sort().values for _ in range(tokens)])
+    for actual, expected in zip(
+        experts_cpu.group(ids, experts, grain), experts_torch.group(ids, experts, grain), strict=True
+    ):
+        assert torch.equal(torch.as_tensor(actual), torch.as_tensor(expected))
