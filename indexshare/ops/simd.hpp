@@ -242,8 +242,32 @@ inline void pack_rows(const void* const (&rows)[LANES], int64_t units, uint32_t*
     }
 }
 
-// e^x for x <= 0, relative error below 2e-7; zero below -87. NaN stays NaN.
+// e^r for |r| <= ln 2 / 2: relative error below 2e-7, or below 5e-6 where bfloat16 takes the result.
+template <class T = float>
+inline f32v exp_fraction(f32v r) {
+    f32v p;
+    if constexpr (sizeof(T) == 4) {
+        p = r * (1.0f / 720) + 1.0f / 120;
+        p = p * r + 1.0f / 24;
+    } else {
+        p = splat(1.0f / 24);
+    }
+    p = p * r + 1.0f / 6;
+    p = p * r + 0.5f;
+    p = p * r + 1.0f;
+    return p * r + 1.0f;
+}
+
+// e^x for x <= 0; zero for minus infinity, NaN stays NaN. T is the type that takes the result.
+template <class T = float>
 inline f32v exp_negative(f32v x) {
+#if defined(__AVX512F__)
+    const __m512 clamped = _mm512_max_ps(_mm512_set1_ps(-200.0f), (__m512)x);  // of NaN and a number: the second
+    const __m512 n = _mm512_roundscale_ps((__m512)((f32v)clamped * 1.44269504f), _MM_FROUND_TO_NEAREST_INT);
+    f32v r = (f32v)clamped - (f32v)n * 0.693145752f;
+    r = r - (f32v)n * 1.42860677e-6f;
+    return (f32v)_mm512_scalef_ps((__m512)exp_fraction<T>(r), n);
+#else
     const f32v low = splat(-87.0f);
     const i32v gone = x < low;
     const f32v clamped = gone ? low : x;
@@ -253,16 +277,10 @@ inline f32v exp_negative(f32v x) {
     const f32v n = shifted - magic;
     f32v r = clamped - n * 0.693145752f;
     r = r - n * 1.42860677e-6f;
-    f32v p = splat(1.0f / 720);
-    p = p * r + 1.0f / 120;
-    p = p * r + 1.0f / 24;
-    p = p * r + 1.0f / 6;
-    p = p * r + 0.5f;
-    p = p * r + 1.0f;
-    p = p * r + 1.0f;
     const i32v exponent = ((i32v)shifted - (i32v)magic) << 23;
-    const f32v result = (f32v)((i32v)p + exponent);
+    const f32v result = (f32v)((i32v)exp_fraction<T>(r) + exponent);
     return gone ? f32v{} : (x != x) ? x : result;
+#endif
 }
 
 inline float sum(f32v v) {

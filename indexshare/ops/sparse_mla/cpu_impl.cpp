@@ -28,6 +28,7 @@ struct Workspace {
 template <class T>
 bool attend(const SparseProblem& p, int64_t query, T* out, float* lse, Workspace<T>& w) {
     if (!chosen_rows(p, query, w.rows)) return false;
+    fetch_query(p, query + 1);
     out += query * p.heads * p.values;
     lse = lse ? lse + query * p.heads : nullptr;
     if (w.rows.empty()) {

@@ -29,21 +29,35 @@ inline bool chosen_rows(const SparseProblem& p, int64_t query, std::vector<const
     rows.resize(p.chosen);
     if (slots) slots->resize(p.chosen);
     const int64_t* chosen = p.slots + query * p.chosen;
-    const char** to = rows.data();
-    int64_t count = 0;
-    bool inside = true;
+    const char *const pool = p.pool, **to = rows.data();
+    const int64_t stride = p.pool_stride, limit = p.rows;
+    int64_t least = INT64_MAX, most = INT64_MIN, count = 0;
     for (int64_t i = 0; i < p.chosen; ++i) {
-        const int64_t slot = chosen[i];
-        if (i % 8 == 0 && query + 1 < p.queries) __builtin_prefetch(chosen + p.chosen + i);
-        to[count] = p.pool + slot * p.pool_stride;  // pointers outside the pool are not followed
-        if (slots) (*slots)[count] = slot;
-        count += slot >= 0;
-        inside &= slot < p.rows;
+        least = std::min(least, chosen[i]);
+        most = std::max(most, chosen[i]);
     }
-    if (!inside) return false;
+    if (most >= limit) return false;
+    if (least >= 0) {  // the usual case, in vectors
+        for (int64_t i = 0; i < p.chosen; ++i) to[i] = pool + chosen[i] * stride;
+        if (slots) std::copy_n(chosen, p.chosen, slots->data());
+        return true;
+    }
+    for (int64_t i = 0; i < p.chosen; ++i) {
+        if (chosen[i] < 0) continue;
+        if (slots) (*slots)[count] = chosen[i];
+        to[count++] = pool + chosen[i] * stride;
+    }
     rows.resize(count);
     if (slots) slots->resize(count);
     return true;
+}
+
+// Fetch what the next query begins with.
+inline void fetch_query(const SparseProblem& p, int64_t query) {
+    if (query >= p.queries) return;
+    const char *q = p.q + query * p.heads * p.units * 4, *slots = (const char*)(p.slots + query * p.chosen);
+    for (int64_t at = 0; at < p.heads * p.units * 4; at += 64) __builtin_prefetch(q + at);
+    for (int64_t at = 0; at < p.chosen * 8; at += 64) __builtin_prefetch(slots + at);
 }
 
 // A left operand `[padded heads][units]`: the heads' rows, then zeros.

@@ -18,6 +18,7 @@ namespace indexshare {
 
 constexpr float NONE = -std::numeric_limits<float>::infinity();
 constexpr int ROWS = 8;            // scored at a time: with two accumulators each they hide the products' latency
+constexpr int MOST_SPREAD = LANES >= 8 ? LANES / 4 : 1;
 constexpr int64_t CHUNK_ROWS = 64; // between them and their values nothing leaves the first-level cache
 constexpr int64_t AHEAD = 32;      // rows that are fetched before their turn
 
@@ -64,7 +65,7 @@ struct AttentionScratch {
     void reserve(int64_t heads, int64_t units) {
         const int64_t lanes = round_up(heads, LANES);
         grow(queries, units * lanes);
-        for (auto* each : {&tops, &masses, &factors}) grow(*each, lanes);
+        for (auto* each : {&tops, &masses, &factors}) grow(*each, MOST_SPREAD * heads + LANES);
         grow(logits, CHUNK_ROWS * lanes);
         grow(weights, CHUNK_ROWS * lanes);
         grow(nothing, 4 * units);
@@ -136,9 +137,7 @@ class HeadLanes {
     // Logits of a chunk; those of rows from `count` on are minus infinity.
     void score(const char* const* rows, int64_t padded, int64_t count, int64_t ahead, float scale) {
         int64_t group = 0;
-        if constexpr (SPREAD == 1) {
-            for (; group + 2 <= groups_; group += 2) score_groups<2>(rows, padded, ahead, group, scale);
-        }
+        for (; group + 2 <= groups_; group += 2) score_groups<2>(rows, padded, ahead, group, scale);
         for (; group < groups_; ++group) score_groups<1>(rows, padded, ahead, group, scale);
         for (group = 0; group < groups_; ++group) {
             float* logits = &s_.logits[group * padded * HEADS];
@@ -158,7 +157,7 @@ class HeadLanes {
             const float* logits = &s_.logits[group * padded * HEADS];
             uint32_t* weights = &s_.weights[group * padded * HEADS / D];
             const f32v before = load<f32v>(&s_.tops[group * LANES]);
-            f32v best[2] = {before, before};
+            f32v best[2] = {before, before};  // two, for a comparison takes its time
             for (int64_t i = 0; i < vectors; i += 2) {
                 for (int j = 0; j < 2; ++j) best[j] = larger(best[j], load<f32v>(logits + (i + j) * LANES));
             }
@@ -169,7 +168,7 @@ class HeadLanes {
             for (int64_t i = 0; i < vectors; i += STEP) {
                 f32v w[STEP];
                 for (int64_t j = 0; j < STEP; ++j) {
-                    w[j] = exp_negative(load<f32v>(logits + (i + j) * LANES) - base);
+                    w[j] = exp_negative<T>(load<f32v>(logits + (i + j) * LANES) - base);
                     mass += w[j];
                 }
                 if constexpr (D == 1) store(weights + i * LANES, w[0]);
@@ -197,7 +196,7 @@ class HeadLanes {
         const int64_t columns = round_up(values, 2 * LANES);
         for_row_tiles(round_up(heads_, ROW_GRAIN), [&](auto tile, int64_t head) {
             constexpr int H = decltype(tile)::value;
-            const uint32_t* left = &s_.weights[head / HEADS * (padded * HEADS / D) + head % HEADS * PARTS];
+            const uint32_t* left = &s_.weights[weight_at(head, padded)];
             int64_t c = 0;
             for (; c + 2 * LANES <= values; c += 2 * LANES) {
                 sum_tile<H, false>(rows, padded, left, c, values, sums + head * columns, columns);
@@ -206,7 +205,19 @@ class HeadLanes {
         });
     }
 
-    static f32v larger(f32v a, f32v b) { return ((b > a) | (b != b)) ? b : a; }
+    // Where a head's first weights of a chunk lie.
+    static int64_t weight_at(int64_t head, int64_t padded) {
+        return head / HEADS * (padded * HEADS / D) + head % HEADS * PARTS;
+    }
+
+    // Of the two, but never NaN if it can be avoided: NaN shows in the mass.
+    static f32v larger(f32v a, f32v b) {
+#if defined(__AVX512F__)
+        return (f32v)_mm512_max_ps((__m512)b, (__m512)a);
+#else
+        return (b > a) ? b : a;
+#endif
+    }
     static int32_t sum_lanes(i32v v) { return indexshare::sum(v); }
 
     // The largest of every head's SPREAD lanes, in all of them.
@@ -320,13 +331,14 @@ class HeadLanes {
         }
         for (int64_t block = 0; block < padded / BLOCK; ++block) {
             const uint32_t* units = left + block * HEADS * PARTS;
+            const uint32_t* next = units + weight_at(HEADS, padded);  // of heads in the next group
 #pragma GCC unroll 4
             for (int part = 0; part < PARTS; ++part) {
                 u32v column[2];
                 columns_of<TAIL>(rows + block * BLOCK + part * D, c, values, column);
 #pragma GCC unroll 8
                 for (int h = 0; h < H; ++h) {
-                    const u32v weight = splat(units[h * PARTS + part]);
+                    const u32v weight = splat((h < HEADS ? units : next)[h % HEADS * PARTS + part]);
                     acc[h][0] = mac<T>(acc[h][0], column[0], weight);
                     acc[h][1] = mac<T>(acc[h][1], column[1], weight);
                 }
@@ -359,8 +371,9 @@ void attend_rows(std::vector<const char*>& rows, const uint32_t* q, int64_t head
         }
         attention.finish(tops, masses);
     };
-    if (LANES >= 16 && heads <= LANES / 4 && units % 4 == 0) attend(std::integral_constant<int, LANES >= 16 ? 4 : 1>());
-    else if (LANES >= 8 && heads <= LANES / 2 && units % 2 == 0) attend(std::integral_constant<int, LANES >= 8 ? 2 : 1>());
+    // Two vectors of heads share a broadcast, for broadcasts are the bottleneck.
+    if (heads <= 2 * LANES / MOST_SPREAD && units % MOST_SPREAD == 0) attend(std::integral_constant<int, MOST_SPREAD>());
+    else if (MOST_SPREAD > 2 && heads <= LANES && units % 2 == 0) attend(std::integral_constant<int, (MOST_SPREAD + 1) / 2>());
     else attend(std::integral_constant<int, 1>());
     rows.resize(count);
 }
