@@ -324,21 +324,21 @@ class HeadLanes {
     template <int H, bool TAIL>
     static void sum_tile(const char* const* rows, int64_t padded, const uint32_t* left, int64_t c, int64_t values,
                          float* sums, int64_t columns) {
+        const uint32_t* const group[] = {left, left + weight_at(HEADS, padded)};  // a tile may reach into the next one
         f32v acc[H][2];
 #pragma GCC unroll 8
         for (int h = 0; h < H; ++h) {
             for (int v = 0; v < 2; ++v) acc[h][v] = load<f32v>(sums + h * columns + c + v * LANES);
         }
         for (int64_t block = 0; block < padded / BLOCK; ++block) {
-            const uint32_t* units = left + block * HEADS * PARTS;
-            const uint32_t* next = units + weight_at(HEADS, padded);  // of heads in the next group
+            const int64_t at = block * HEADS * PARTS;
 #pragma GCC unroll 4
             for (int part = 0; part < PARTS; ++part) {
                 u32v column[2];
                 columns_of<TAIL>(rows + block * BLOCK + part * D, c, values, column);
 #pragma GCC unroll 8
                 for (int h = 0; h < H; ++h) {
-                    const u32v weight = splat((h < HEADS ? units : next)[h % HEADS * PARTS + part]);
+                    const u32v weight = splat(group[h / HEADS][at + h % HEADS * PARTS + part]);
                     acc[h][0] = mac<T>(acc[h][0], column[0], weight);
                     acc[h][1] = mac<T>(acc[h][1], column[1], weight);
                 }
