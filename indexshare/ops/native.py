@@ -34,6 +34,7 @@ _HEADERS = (
     "vectors.hpp",
     "indexer/candidates.hpp",
     "experts/choose.hpp",
+    "experts/products.hpp",
     "sparse_mla/head_lanes.hpp",
     "sparse_mla/cpu_tiles.hpp",
     *(f"decode/{name}.hpp" for name in ("model", "quantized", "products", "step", "attention")),

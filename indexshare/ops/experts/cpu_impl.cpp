@@ -1,9 +1,11 @@
-// Routing of many tokens, and sorting them by expert. Contracts: ops/experts/reference.py, torch_impl.py.
+// Routing of many tokens, sorting them by expert, and their products. Contracts: ops/experts/reference.py,
+// torch_impl.py.
 
 #include <atomic>
 #include <new>
 
 #include "choose.hpp"
+#include "products.hpp"
 
 // scores [tokens, experts], bias [experts] -> ids [tokens, chosen], weights [tokens, chosen]. Returns 0, or 1 when
 // memory ran out.
@@ -49,4 +51,18 @@ extern "C" void indexshare_group(const int64_t* ids, int64_t pairs, int64_t chos
         tokens_at[place[i]] = i / chosen;
     }
     for (int64_t e = 0; e < experts; ++e) stops[e] = (stops[e] + grain - 1) / grain * grain;
+}
+
+// x [tokens, hidden] with `x_stride` bytes between rows, gate_up [experts, 2 * inner, hidden], down [experts, hidden,
+// inner]; stops, tokens_at and weights by place; scratch [pairs, inner], out [tokens, hidden]. Returns 0, or 1 when
+// memory ran out.
+extern "C" int indexshare_experts(int is_bf16, const void* x, int64_t x_stride, const void* gate_up, const void* down,
+                                  int64_t tokens, int64_t hidden, int64_t inner, int64_t experts, int64_t pairs,
+                                  const int64_t* stops, const int64_t* tokens_at, const float* weights, void* scratch,
+                                  void* out, int threads) {
+    using namespace indexshare;
+    const ExpertProblem p{(const char*)x, (const char*)gate_up, (const char*)down, x_stride, tokens, hidden, inner,
+                          experts, pairs, stops, tokens_at, weights};
+    if (is_bf16) return all_experts<bf16>(p, (bf16*)scratch, (bf16*)out, threads);
+    return all_experts<float>(p, (float*)scratch, (float*)out, threads);
 }

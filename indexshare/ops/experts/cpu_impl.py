@@ -1,4 +1,7 @@
-"""Routing, sorting by expert and activation in C++ (`cpu_impl.cpp`) around the same products as in plain torch."""
+"""Routing, sorting by expert and the experts' products in C++ (`cpu_impl.cpp`).
+
+Where gradients are wanted, or where torch's library multiplies bfloat16 faster, the products are torch's.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import torch
 from torch import Tensor
 
 from indexshare.ops.experts import torch_impl
-from indexshare.ops.native import native
+from indexshare.ops.native import native, processor_features
 from indexshare.ops.rows import cpu_impl as rows_cpu
 
 
@@ -55,7 +58,50 @@ def experts_unsupported(x: Tensor, ids: Tensor) -> str | None:
 
 def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Weighted sum of the chosen experts, `[N, H]`, differentiable. Contract: see the reference."""
-    return torch_impl.experts(x, ids, weights, gate_up, down, group=group, activation=rows_cpu.swiglu)
+    tensors = (x, weights, gate_up, down)
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    if wanted or not ids.numel() or _library_is_faster(x.dtype) or not _fits(x, gate_up, down):
+        return torch_impl.experts(x, ids, weights, gate_up, down, group=group, activation=rows_cpu.swiglu)
+    return products(x, ids, weights, gate_up, down)
+
+
+def _library_is_faster(dtype: torch.dtype) -> bool:
+    """Whether torch's matrix products beat ours: theirs use AMX, ours at best the bfloat16 products of AVX-512."""
+    return dtype != torch.bfloat16 or native().level != "avx512bf16" or "amx_bf16" in processor_features()
+
+
+def _fits(x: Tensor, gate_up: Tensor, down: Tensor) -> bool:
+    same = gate_up.dtype == down.dtype == x.dtype and gate_up.is_contiguous() and down.is_contiguous()
+    return same and x.shape[1] % 2 == down.shape[2] % 2 == 0
+
+
+def products(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """`experts` without gradients by our own products; the widths H and I must be even in bfloat16.
+
+    The result does not depend on the other tokens of the batch, nor on the number of threads.
+
+    Raises:
+        MemoryError: no memory for sums.
+    """
+    tokens, hidden = x.shape
+    count, inner = down.shape[0], down.shape[2]
+    stops, tokens_at, place = group(ids, count, 1)
+    rounded = weights.to(x.dtype).float().flatten()
+    at_place = torch.empty_like(rounded).index_copy_(0, place, rounded)
+    x = x if x.stride(1) == 1 else x.contiguous()
+    scratch, out = x.new_empty(len(place), inner), x.new_empty(tokens, hidden)
+    ends = torch.tensor(stops)
+    library = native().library
+    assert library is not None
+    failed = library.indexshare_experts(
+        ctypes.c_int(x.dtype == torch.bfloat16), _pointer(x), ctypes.c_int64(x.stride(0) * x.element_size()),
+        _pointer(gate_up), _pointer(down), *map(ctypes.c_int64, (tokens, hidden, inner, count, len(place))),
+        _pointer(ends), _pointer(tokens_at), _pointer(at_place), _pointer(scratch), _pointer(out),
+        ctypes.c_int(torch.get_num_threads()),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError(f"no memory for the sums of {tokens} tokens")
+    return out
 
 
 def group(ids: Tensor, num_experts: int, grain: int) -> tuple[list[int], Tensor, Tensor]:

@@ -120,3 +120,33 @@ def test_sorting_by_expert(tokens: int, chosen: int, experts: int, grain: int) -
         experts_cpu.group(ids, experts, grain), experts_torch.group(ids, experts, grain), strict=True
     ):
         assert torch.equal(torch.as_tensor(actual), torch.as_tensor(expected))
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    tokens=st.integers(1, 60), half_hidden=st.integers(1, 80), half_inner=st.integers(1, 40),
+    dtype=st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_products_of_experts(tokens: int, half_hidden: int, half_inner: int, dtype: torch.dtype) -> None:
+    """Our own products against one token at a time; the last expert has no token, rows of x lie apart."""
+    hidden, inner = 2 * half_hidden, 2 * half_inner
+    ids = torch.stack([torch.randperm(5)[:2].sort().values for _ in range(tokens)])
+    x, weights = apart((tokens, hidden), dtype), torch.rand(tokens, 2)
+    gate_up = (torch.randn(6, 2 * inner, hidden) * hidden**-0.5).to(dtype)
+    down = (torch.randn(6, hidden, inner) * inner**-0.5).to(dtype)
+    actual = experts_cpu.products(x, ids, weights, gate_up, down)
+    expected = experts_reference.experts(x, ids, weights, gate_up, down)
+    torch.testing.assert_close(actual, expected, **TOL["products of experts", str(dtype)[6:]].bounds)
+    for row in (0, tokens - 1):  # a token's sum does not depend on the others
+        alone = experts_cpu.products(x[row : row + 1], ids[row : row + 1], weights[row : row + 1], gate_up, down)
+        assert torch.equal(alone[0], actual[row])
+
+
+@pytest.mark.parametrize("features", [frozenset(), frozenset({"amx_bf16"})])
+def test_products_are_the_librarys_where_it_is_faster(
+    features: frozenset[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(experts_cpu, "processor_features", lambda: features)
+    ours = native().level == "avx512bf16" and not features
+    assert experts_cpu._library_is_faster(torch.bfloat16) != ours
+    assert experts_cpu._library_is_faster(torch.float32)
