@@ -75,6 +75,7 @@ def evaluate(
     options: SuiteOptions | None = None,
     plot: Path | None = None,
     dtype: str | None = None,
+    weights: str | None = None,
     device: str = "cpu",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
@@ -96,6 +97,8 @@ def evaluate(
         Also draw what was measured into this file (png, svg or pdf); needs matplotlib.
     dtype
         float32 or bfloat16; unless given, float32 on a CPU, else as stored.
+    weights
+        int8 or int4: score the model with its matrices in so few bits, as `--weights` of `generate` keeps them.
     device
         Where to run: cpu, cuda, cuda:1, ...
     json
@@ -109,7 +112,7 @@ def evaluate(
     check_device(device)
     if plot is not None:
         check_picture(plot)
-    work = _Work.prepare(model, text, suites, dtype=dtype, device=device)
+    work = _Work.prepare(model, text, suites, dtype=dtype, weights=weights, device=device)
     work.check(suites, options, lengths)
     reports: dict[str, Report] = {}
     with MeasuringBar() as bar:
@@ -158,15 +161,19 @@ class _Work:
     device: str
 
     @classmethod
-    def prepare(cls, name: str, text: Path | None, suites: Sequence[str], *, dtype: str | None, device: str) -> _Work:
+    def prepare(
+        cls, name: str, text: Path | None, suites: Sequence[str], *, dtype: str | None, weights: str | None, device: str
+    ) -> _Work:
         """Read the text where a suite needs it, then load the model: a wrong folder costs nothing."""
         from indexshare.config.shipped import model_directory
         from indexshare.engine.llm import running_dtype
         from indexshare.eval.held_out import held_out_split, training_text
+        from indexshare.model.quantized import check_weights, quantize_weights
         from indexshare.model.weights import load_model
         from indexshare.tokenizer import Tokenizer
         from indexshare.train.corpus import TextFolder, read_folder
 
+        check_weights(weights, device)
         directory, held_out, everything = model_directory(name), list["Document"](), list["Document"]()
         if text is not None:
             held_out = everything = read_folder(TextFolder(path=str(text)))
@@ -175,6 +182,8 @@ class _Work:
             held_out, everything = split.held_out, [*split.train, *split.held_out]
         kind = running_dtype(dtype, device)
         model, tokenizer = load_model(name, dtype=kind, device=device), Tokenizer.load(directory)
+        if weights is not None:
+            quantize_weights(model, weights)
         return cls(
             name=name, model=model, tokenizer=tokenizer, held_out=held_out, everything=everything, dtype=kind,
             device=device,

@@ -119,13 +119,9 @@ def quantize_weights(model: GlmMoeDsa, weights: str) -> GlmMoeDsa:
     Raises:
         ValueError: another name, a model elsewhere or quantised already, or weights that are not finite.
     """
-    if weights not in BITS:
-        raise ValueError(f"weights is {weights!r}; expected one of {', '.join(sorted(BITS, reverse=True))}")
+    check_weights(weights, model.embed_tokens.weight.device.type)
     if is_quantized(model):
         raise ValueError("the model's weights are quantised already; load it again")
-    device = model.embed_tokens.weight.device
-    if device.type != "cpu":
-        raise ValueError(f"weights={weights!r} runs on the CPU only, the model is on {device}")
     bits = BITS[weights]
     for layer in model.layers:
         assert isinstance(layer, DecoderLayer)
@@ -136,6 +132,16 @@ def quantize_weights(model: GlmMoeDsa, weights: str) -> GlmMoeDsa:
     if not model.config.tie_word_embeddings:
         model.lm_head = QuantLinear(model.lm_head, 8)  # type: ignore[assignment]
     return model
+
+
+def check_weights(weights: str | None, device: str) -> None:
+    """Refuse (ValueError) a name that `quantize_weights` does not know, and devices other than the CPU; None is fine."""
+    if weights is None:
+        return
+    if weights not in BITS:
+        raise ValueError(f"weights is {weights!r}; expected one of {', '.join(sorted(BITS, reverse=True))}")
+    if device != "cpu":
+        raise ValueError(f"weights={weights!r} runs on the CPU only, the model is on {device}")
 
 
 def is_quantized(model: GlmMoeDsa) -> bool:
