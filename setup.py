@@ -38,7 +38,8 @@ class BuildWithKernels(build_py):
         target = root / KERNELS.parent / "lib"
         shutil.rmtree(target, ignore_errors=True)  # libraries of earlier sources
         try:
-            self.announce(f"kernels: {builder.build(target, builder.best_level())}", level=2)
+            for library in builder.install(target):
+                self.announce(f"kernels: {library}", level=2)
         except (OSError, builder.subprocess.SubprocessError) as error:
             self.warn(f"C++ kernels were not built, the torch implementations will run: {error}")
 

@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="replace")  # a narrow terminal encoding is no reason to stop in the middle
     try:
         environment = read_environment()
+        if environment.cpu_level:
+            from indexshare.ops.native import limit_level
+
+            limit_level(environment.cpu_level)
         tokens = sys.argv[1:] if argv is None else list(argv)
         result = build_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 PREFIX = "INDEXSHARE_"
 _SWITCH = {"": False, "0": False, "1": True}
-_NAMES = ("INDEXSHARE_DEBUG",)
+_NAMES = ("INDEXSHARE_CPU_LEVEL", "INDEXSHARE_DEBUG")
+CPU_LEVELS = ("amx", "avx512bf16", "avx512", "avx2", "base")  # names in ops/native.py, which knows no configuration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +20,12 @@ class Environment:
     """What the environment asks for.
 
     Attributes:
+        cpu_level: best instructions that the C++ kernels may use, empty for the best there are
+            (`INDEXSHARE_CPU_LEVEL=avx512bf16`).
         debug: show the traceback of a user's error as well as its one line (`INDEXSHARE_DEBUG=1`).
     """
 
+    cpu_level: str = ""
     debug: bool = False
 
 
@@ -29,7 +33,7 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     """Parse the variables that start with `INDEXSHARE_` (from the process unless given).
 
     Raises:
-        ValueError: an unknown name, with the nearest known one, or a value outside `0`, `1` and empty.
+        ValueError: an unknown name, with the nearest known one, or a value that is not one of those listed.
     """
     variables = os.environ if variables is None else variables
     for name in sorted(variables):
@@ -37,7 +41,9 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
             near = difflib.get_close_matches(name, _NAMES, n=1, cutoff=0.8)
             hint = f"; did you mean {near[0]}?" if near else f"; known: {', '.join(_NAMES)}"
             raise ValueError(f"unknown environment variable {name}{hint}")
-    return Environment(debug=_switch("INDEXSHARE_DEBUG", variables))
+    return Environment(
+        cpu_level=_choice("INDEXSHARE_CPU_LEVEL", CPU_LEVELS, variables), debug=_switch("INDEXSHARE_DEBUG", variables)
+    )
 
 
 def _switch(name: str, variables: Mapping[str, str]) -> bool:
@@ -45,3 +51,10 @@ def _switch(name: str, variables: Mapping[str, str]) -> bool:
     if value not in _SWITCH:
         raise ValueError(f"{name} is {value!r}; expected 1 (on), or 0 or nothing (off)")
     return _SWITCH[value]
+
+
+def _choice(name: str, choices: tuple[str, ...], variables: Mapping[str, str]) -> str:
+    value = variables.get(name, "")
+    if value and value not in choices:
+        raise ValueError(f"{name} is {value!r}; expected one of {', '.join(choices)}, or nothing")
+    return value

@@ -4,6 +4,9 @@ The sources lie beside the references they must agree with. They are compiled fo
 instructions into a shared library with plain C functions, so that no version of torch or Python matters. Its name
 carries a hash of the sources and flags: a library is either the right one or not found. Installation builds it into
 the package (`setup.py`); on a machine with other instructions, the first use builds it into the user's cache.
+
+Matrix tiles (Intel AMX) are used only after the library has shown on this machine that it agrees with itself without
+them; otherwise the next level answers, and says why.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -28,14 +31,18 @@ _SOURCES = (
     "rows/cpu_impl.cpp",
     "experts/cpu_impl.cpp",
     "decode/cpu_impl.cpp",
+    "tiles_check.cpp",
 )
 _HEADERS = (
     "simd.hpp",
     "vectors.hpp",
-    "indexer/candidates.hpp",
+    "tiles.hpp",
+    "tiles_emulated.hpp",
+    *(f"indexer/{name}.hpp" for name in ("candidates", "scores", "tile_scores")),
     "experts/choose.hpp",
     "experts/products.hpp",
     "sparse_mla/head_lanes.hpp",
+    "sparse_mla/head_tiles.hpp",
     "sparse_mla/cpu_tiles.hpp",
     *(f"decode/{name}.hpp" for name in ("model", "quantized", "products", "step", "attention")),
     "decode/feed_forward.hpp",
@@ -47,22 +54,30 @@ _BUILD_SECONDS = 300
 
 @dataclass(frozen=True, kw_only=True)
 class Level:
-    """A set of instructions to compile for: `needs` are names of processor features, all of them required."""
+    """A set of instructions to compile for: `needs` are names of processor features, all of them required.
+
+    `tiles`: the library works in matrix tiles, and must pass its own check before it is used.
+    """
 
     name: str
     needs: frozenset[str]
     flags: tuple[str, ...]
+    tiles: bool = False
 
 
 _AVX512 = ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprefer-vector-width=512")
 _AVX512_NEEDS = frozenset({"avx512f", "avx512bw", "avx512dq", "avx512vl", "fma"})
+_BF16 = (*_AVX512, "-mavx512bf16", "-mavx512vnni")
+_BF16_NEEDS = _AVX512_NEEDS | {"avx512_bf16", "avx512_vnni"}  # every processor with the one has the other
 # Best first; the last one runs anywhere (on ARM the base instructions include NEON).
 LEVELS = (
     Level(
-        name="avx512bf16",  # every processor with the one has the other
-        needs=_AVX512_NEEDS | {"avx512_bf16", "avx512_vnni"},
-        flags=(*_AVX512, "-mavx512bf16", "-mavx512vnni"),
+        name="amx",
+        needs=_BF16_NEEDS | {"amx_tile", "amx_bf16"},
+        flags=(*_BF16, "-mamx-tile", "-mamx-bf16"),
+        tiles=True,
     ),
+    Level(name="avx512bf16", needs=_BF16_NEEDS, flags=_BF16),
     Level(name="avx512", needs=_AVX512_NEEDS, flags=_AVX512),
     Level(name="avx2", needs=frozenset({"avx2", "fma"}), flags=("-mavx2", "-mfma")),
     Level(name="base", needs=frozenset(), flags=()),
@@ -98,10 +113,36 @@ def processor_features() -> frozenset[str]:
     return frozenset()
 
 
+_highest = 0  # index of the best level that may be used: see `limit_level`
+
+
+def limit_level(name: str) -> None:
+    """From now on use the kernels of this level, or of a lower one if those cannot be used.
+
+    Raises:
+        ValueError: there is no such level, or this processor lacks instructions that it needs.
+    """
+    global _highest
+    names = [level.name for level in LEVELS]
+    if name not in names:
+        raise ValueError(f"no level of the C++ kernels is called {name!r}; there are {', '.join(names)}")
+    missing = LEVELS[names.index(name)].needs - processor_features()
+    if missing:
+        raise ValueError(f"this processor has no {', '.join(sorted(missing))}, which level {name} needs")
+    _highest = names.index(name)
+    native.cache_clear()
+
+
+def usable_levels(features: frozenset[str] | None = None) -> list[Level]:
+    """The best level whose needs this processor meets; below one with tiles, the next, in case it fails its check."""
+    have = processor_features() if features is None else features
+    levels = [level for level in LEVELS[_highest:] if level.needs <= have]
+    return levels[: 1 + next(n for n, level in enumerate(levels) if not level.tiles)]
+
+
 def best_level(features: frozenset[str] | None = None) -> Level:
     """The first level whose needs this processor meets."""
-    have = processor_features() if features is None else features
-    return next(level for level in LEVELS if level.needs <= have)
+    return usable_levels(features)[0]
 
 
 def library_name(level: Level) -> str:
@@ -173,10 +214,35 @@ def _first_error(output: str) -> str:
     return lines[0].strip()
 
 
+def install(directory: Path) -> list[Path]:
+    """Build the libraries that `native` may need on this machine, and return those that could be built.
+
+    Raises:
+        OSError: the one that works without tiles could not be built, and why.
+    """
+    built = []
+    for level in usable_levels():
+        try:
+            built.append(build(directory, level))
+        except (OSError, subprocess.SubprocessError):
+            if not level.tiles:  # an old compiler may not know them, and need not
+                raise
+    return built
+
+
 @cache
 def native() -> Native:
     """The kernels for this processor: from the package, from the user's cache, or built there now."""
-    level = best_level()
+    refused: list[str] = []
+    for level in usable_levels():
+        found = _find(level)
+        if found.library is not None or not level.tiles:
+            break
+        refused.append(f"not {level.name}: {found.reason}")
+    return replace(found, reason="; ".join((found.reason, *refused)))
+
+
+def _find(level: Level) -> Native:
     name = library_name(level)
     for directory in (package_directory(), cache_directory()):
         if (directory / name).is_file():
@@ -196,7 +262,17 @@ def _load(path: Path, level: Level) -> Native:
             library = ctypes.CDLL(str(path))
     except OSError as error:
         return Native(library=None, level="", reason=f"{path.name} does not load: {error}")
+    refusal = _tiles_refusal(library) if level.tiles else None
+    if refusal is not None:
+        return Native(library=None, level="", reason=refusal)
     return Native(library=library, level=level.name, reason=f"C++ kernels for {level.name}")
+
+
+def _tiles_refusal(library: ctypes.CDLL) -> str | None:
+    """Ask the system for tiles, then the library to compare its kernels: why they must not be used, or None."""
+    library.indexshare_check_tiles.restype = ctypes.c_char_p
+    refusal: bytes | None = library.indexshare_check_tiles()
+    return None if refusal is None else refusal.decode(errors="replace")
 
 
 def _load_openmp() -> None:

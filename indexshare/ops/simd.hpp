@@ -9,7 +9,9 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <new>
 #include <utility>
+#include <vector>
 
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
@@ -17,7 +19,7 @@
 
 namespace indexshare {
 
-#if defined(__AVX512F__)
+#if defined(__AVX512F__) || defined(INDEXSHARE_EMULATE_TILES)  // tiles meet vectors of sixteen lanes, real or not
 constexpr int LANES = 16;
 #elif defined(__AVX2__)
 constexpr int LANES = 8;
@@ -194,12 +196,8 @@ inline void exchange(u32v (&square)[LANES]) {
 inline void transpose(u32v (&square)[LANES]) {
     exchange<1>(square);
     exchange<2>(square);
-#if defined(__AVX512F__) || defined(__AVX2__)
-    exchange<4>(square);
-#endif
-#if defined(__AVX512F__)
-    exchange<8>(square);
-#endif
+    if constexpr (LANES >= 8) exchange<4>(square);
+    if constexpr (LANES >= 16) exchange<8>(square);
 }
 
 // Calls `tile(R, first)` for stretches of R rows, a compile-time constant, that cover `rows`, a multiple of ROW_GRAIN.
@@ -294,6 +292,26 @@ inline int32_t sum(i32v v) {
     for (int lane = 0; lane < LANES; ++lane) total += v[lane];
     return total;
 }
+
+// Memory in whole lines of the cache: a vector or a row of a tile never lies across two.
+template <class V>
+struct LineAllocator {
+    using value_type = V;
+    static constexpr std::align_val_t LINE{64};
+
+    LineAllocator() = default;
+    template <class W>
+    LineAllocator(const LineAllocator<W>&) {}
+    V* allocate(size_t count) { return (V*)::operator new(count * sizeof(V), LINE); }
+    void deallocate(V* memory, size_t) { ::operator delete(memory, LINE); }
+    template <class W>
+    bool operator==(const LineAllocator<W>&) const { return true; }
+    template <class W>
+    bool operator!=(const LineAllocator<W>&) const { return false; }
+};
+
+template <class V>
+using Lines = std::vector<V, LineAllocator<V>>;
 
 inline int64_t round_up(int64_t n, int64_t grain) { return (n + grain - 1) / grain * grain; }
 

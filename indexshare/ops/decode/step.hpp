@@ -23,7 +23,7 @@ struct Scratch {
     Rows<T> nope, mixed;             // what one head of every row puts into key_up and value_up
     std::vector<float> wide;         // [rows][rank]
     std::vector<const char*> rows;   // of a pool
-    std::vector<uint32_t> panel;     // of packed index keys
+    Lines<uint32_t> panel;           // of packed index keys
     AttentionScratch<T> attention;
     int64_t phase = 0;
 };

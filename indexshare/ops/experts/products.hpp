@@ -8,7 +8,6 @@
 #include <atomic>
 #include <cstdint>
 #include <new>
-#include <vector>
 
 #include "../vectors.hpp"
 
@@ -68,7 +67,7 @@ inline void for_products(int64_t start, int64_t stop, int64_t units, const uint3
 
 // inner[place] = silu(gate x) * (up x), columns `first` and the next 2 * LANES.
 template <class T>
-void inner_columns(const ExpertProblem& p, int64_t expert, int64_t first, std::vector<uint32_t>& panel, T* inner) {
+void inner_columns(const ExpertProblem& p, int64_t expert, int64_t first, Lines<uint32_t>& panel, T* inner) {
     const int64_t start = expert ? p.stops[expert - 1] : 0, stop = p.stops[expert], units = p.hidden / DEPTH<T>;
     if (start == stop) return;
     panel.resize(units * WIDE * LANES);
@@ -90,8 +89,8 @@ void inner_columns(const ExpertProblem& p, int64_t expert, int64_t first, std::v
 
 // out[token] = sum over its experts, in order, of weight * down inner, columns `first` and the next WIDE * LANES.
 template <class T>
-void out_columns(const ExpertProblem& p, int64_t first, const T* inner, std::vector<uint32_t>& panel,
-                 std::vector<float>& sums, T* out) {
+void out_columns(const ExpertProblem& p, int64_t first, const T* inner, Lines<uint32_t>& panel,
+                 Lines<float>& sums, T* out) {
     constexpr int64_t COLUMNS = WIDE * LANES;
     const int64_t units = p.inner / DEPTH<T>;
     panel.resize(units * COLUMNS);
@@ -126,8 +125,8 @@ int all_experts(const ExpertProblem& p, T* inner, T* out, int threads) {
     std::atomic<int> failed{0};
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<uint32_t> panel;
-        std::vector<float> sums;
+        Lines<uint32_t> panel;
+        Lines<float> sums;
 #pragma omp for schedule(dynamic, 1)
         for (int64_t task = 0; task < p.experts * inner_tasks; ++task) {
             try {

@@ -86,7 +86,7 @@ class Candidates {
    private:
     int64_t topk_ = 0, capacity_ = 0, count_ = 0;
     int32_t threshold_ = NOTHING;
-    std::vector<int32_t> scores_, positions_, rest_;
+    Lines<int32_t> scores_, positions_, rest_;
 
     static int64_t count_above(const int32_t* scores, int64_t count, int32_t bound) {
         i32v above{};

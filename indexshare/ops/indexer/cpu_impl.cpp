@@ -9,12 +9,23 @@
 #include <new>
 #include <vector>
 
-#include "candidates.hpp"
+#include "scores.hpp"
+#include "tile_scores.hpp"
 
 namespace indexshare {
 namespace {
 
-constexpr int QUERIES = 16;  // of one task: they share the packed keys
+// How keys are scored: in tiles where there are any.
+template <class T, bool TILES = USE_TILES<T>>
+struct Scores {
+    using Type = LaneScores<T>;
+};
+#if defined(INDEXSHARE_TILES)
+template <class T>
+struct Scores<T, true> {
+    using Type = TileScores;
+};
+#endif
 
 struct Problem {
     const char* q;
@@ -23,56 +34,35 @@ struct Problem {
     int64_t key_stride;  // bytes
     const int64_t* positions;
     int64_t queries, heads, units, topk;
-    int64_t padded_heads;
 };
 
 // Scratch memory of one thread.
+template <class Scores>
 struct Workspace {
-    std::vector<uint32_t> panel, queries;
-    std::vector<float> weights;
+    Scores scores;
     Candidates candidates[QUERIES];
 };
 
-// Queries of a task side by side with zero heads up to a whole tile.
-template <class T>
-void copy_queries(const Problem& p, int64_t first, int64_t count, Workspace& w) {
-    w.queries.assign(count * p.padded_heads * p.units, 0);
-    w.weights.assign(count * p.padded_heads, 0.0f);
-    for (int64_t i = 0; i < count; ++i) {
-        const int64_t row = p.heads * p.units;
-        std::memcpy(&w.queries[i * p.padded_heads * p.units], (const uint32_t*)p.q + (first + i) * row, 4 * row);
-        std::memcpy(&w.weights[i * p.padded_heads], p.weights + (first + i) * p.heads, 4 * p.heads);
-    }
-}
-
-// Candidates of queries `first .. first+count-1` among keys `begin .. end-1`; `begin` is a multiple of KEYS.
-template <class T>
-void scan(const Problem& p, int64_t first, int64_t count, int64_t begin, int64_t end, Workspace& w) {
-    copy_queries<T>(p, first, count, w);
-    w.panel.resize(p.units * KEYS);
+// Candidates of queries `first .. first+count-1` among keys `begin .. end-1`.
+template <class Scores>
+void scan(const Problem& p, int64_t first, int64_t count, int64_t begin, int64_t end, Workspace<Scores>& w) {
+    const int64_t row = first * p.heads;
+    w.scores.take((const uint32_t*)p.q + row * p.units, p.weights + row, count, p.heads, p.units);
     int64_t last = 0;
     for (int64_t i = 0; i < count; ++i) {
         w.candidates[i].reset(p.topk);
         last = std::max(last, p.positions[first + i]);
     }
     end = std::min(end, last + 1);
-    for (int64_t key = begin; key < end; key += KEYS) {
-        for (int v = 0; v < TILE_VECTORS; ++v) {
-            const void* rows[LANES];
-            for (int lane = 0; lane < LANES; ++lane) {
-                const int64_t s = key + v * LANES + lane;
-                rows[lane] = s < end ? p.keys + s * p.key_stride : nullptr;
-            }
-            pack_rows(rows, p.units, w.panel.data() + v * LANES, KEYS);
-        }
+    for (int64_t key = begin; key < end; key += Scores::BLOCK) {
+        w.scores.meet(p.keys, p.key_stride, key, end);
         for (int64_t i = 0; i < count; ++i) {
             const int64_t visible = std::min(end, p.positions[first + i] + 1) - key;
             if (visible <= 0) continue;
-            f32v score[TILE_VECTORS];
-            const int64_t row = i * p.padded_heads;
-            score_keys<T>(p.padded_heads, p.units, &w.queries[row * p.units], &w.weights[row], w.panel.data(), score);
+            f32v score[Scores::VECTORS];
+            w.scores.scores_of(i, score);
             w.candidates[i].make_room();
-            for (int v = 0; v < TILE_VECTORS; ++v) {
+            for (int v = 0; v < Scores::VECTORS; ++v) {
                 const int64_t valid = visible - v * LANES;
                 if (valid > 0) w.candidates[i].add(sortable(score[v]), (int32_t)(key + v * LANES), (int)std::min<int64_t>(valid, LANES));
             }
@@ -87,19 +77,22 @@ int select(const Problem& p, int64_t keys, int64_t* out, int threads) {
     const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads / std::max<int64_t>(blocks, 1), keys / (8 * KEYS)));
     const int64_t span = round_up((keys + parts - 1) / parts, KEYS);
     std::atomic<int> failed{0};
-    std::vector<Workspace> work(parts > 1 ? blocks * parts : 0);
+    using Scorer = typename Scores<T>::Type;
+    std::vector<Workspace<Scorer>> work(parts > 1 ? blocks * parts : 0);
 #pragma omp parallel num_threads(threads)
     {
         try {
-            Workspace own;
+            const typename Scorer::Session session;
+            (void)session;
+            Workspace<Scorer> own;
 #pragma omp for schedule(dynamic, 1)
             for (int64_t task = 0; task < blocks * parts; ++task) {
                 if (failed.load(std::memory_order_relaxed)) continue;
                 try {
                     const int64_t first = task / parts * QUERIES, part = task % parts;
                     const int64_t count = std::min<int64_t>(QUERIES, p.queries - first);
-                    Workspace& w = parts > 1 ? work[task] : own;
-                    scan<T>(p, first, count, part * span, std::min(keys, (part + 1) * span), w);
+                    Workspace<Scorer>& w = parts > 1 ? work[task] : own;
+                    scan(p, first, count, part * span, std::min(keys, (part + 1) * span), w);
                     for (int64_t i = 0; i < count; ++i) {
                         if (parts == 1) w.candidates[i].write(out + (first + i) * p.topk);
                         else w.candidates[i].cut();
@@ -135,7 +128,7 @@ extern "C" int indexshare_select_topk(int is_bf16, const void* q, const float* w
     using namespace indexshare;
     const int64_t units = is_bf16 ? width / 2 : width;
     const Problem p{(const char*)q, weights, (const char*)keys, key_stride, positions, queries,
-                    heads, units, topk, round_up(heads, ROW_GRAIN)};
+                    heads, units, topk};
     try {
         return is_bf16 ? select<bf16>(p, num_keys, out, threads) : select<float>(p, num_keys, out, threads);
     } catch (const std::bad_alloc&) {

@@ -1,24 +1,41 @@
-// Latent attention over chosen rows, query by query (head_lanes.hpp). Contract: ops/sparse_mla/reference.py.
+// Latent attention over chosen rows, query by query. Contract: ops/sparse_mla/reference.py.
 
 #include <atomic>
 #include <new>
 
 #include "cpu_tiles.hpp"
+#include "head_tiles.hpp"
 
 namespace indexshare {
 namespace {
 
+// Which attend_rows works: in tiles where there are any (head_tiles.hpp), else with heads as lanes (head_lanes.hpp).
+template <class T, bool TILES = USE_TILES<T>>
+struct Attention {
+    using Scratch = AttentionScratch<T>;
+};
+#if defined(INDEXSHARE_TILES)
+template <class T>
+struct Attention<T, true> {
+    using Scratch = TileScratch;
+};
+#endif
+
 // Scratch memory of one thread.
 template <class T>
 struct Workspace {
+    using Scratch = typename Attention<T>::Scratch;
     std::vector<const char*> rows;
-    AttentionScratch<T> attention;
-    std::vector<float> sums, tops, masses;
+    Scratch attention;
+    Lines<float> sums;
+    std::vector<float> tops, masses;
+
+    static int64_t columns(const SparseProblem& p) { return round_up(p.values, Scratch::COLUMN_GRAIN); }
 
     void prepare(const SparseProblem& p) {
         attention.reserve(p.heads, p.units);
         rows.reserve(round_up(p.chosen, ROWS));
-        sums.resize(p.padded_heads * round_up(p.values, 2 * LANES));
+        sums.resize(round_up(p.heads, Scratch::HEAD_GRAIN) * columns(p));
         tops.resize(p.heads);
         masses.resize(p.heads);
     }
@@ -37,10 +54,10 @@ bool attend(const SparseProblem& p, int64_t query, T* out, float* lse, Workspace
         return true;
     }
     const uint32_t* q = (const uint32_t*)p.q + query * p.heads * p.units;
-    attend_rows<T>(w.rows, q, p.heads, p.units, p.values, p.scale, w.attention, w.tops.data(), w.masses.data(),
-                   w.sums.data());
+    attend_rows(w.rows, q, p.heads, p.units, p.values, p.scale, w.attention, w.tops.data(), w.masses.data(),
+                w.sums.data());
     for (int64_t head = 0; head < p.heads; ++head) {
-        const float* sums = &w.sums[head * round_up(p.values, 2 * LANES)];
+        const float* sums = &w.sums[head * w.columns(p)];
         store_row(out + head * p.values, sums, p.values, 1.0f / w.masses[head]);
         if (lse) lse[head] = w.tops[head] + std::log(w.masses[head]);
     }
@@ -52,6 +69,8 @@ int attend_all(const SparseProblem& p, T* out, float* lse, int threads) {
     std::atomic<int> failed{0};
 #pragma omp parallel num_threads(threads)
     {
+        const typename Workspace<T>::Scratch::Session session;
+        (void)session;
         Workspace<T> own;
 #pragma omp for schedule(dynamic, 4)
         for (int64_t query = 0; query < p.queries; ++query) {

@@ -56,11 +56,14 @@ inline f32v swap_lanes(f32v v, std::integer_sequence<int, L...>) {
 // Memory of one thread.
 template <class T>
 struct AttentionScratch {
-    std::vector<uint32_t> queries;  // [groups][units / SPREAD][LANES]
-    std::vector<float> logits;      // [groups][row blocks][LANES] of a chunk
-    std::vector<uint32_t> weights;  // [groups][row blocks][...] of a chunk: see `weigh`
-    std::vector<float> tops, masses, factors;  // [groups][LANES]
-    std::vector<char> nothing;      // a row of zeros
+    static constexpr int64_t HEAD_GRAIN = ROW_GRAIN, COLUMN_GRAIN = 2 * LANES;  // of sums
+    struct Session {};                                                         // nothing to set up on a thread
+
+    Lines<uint32_t> queries;  // [groups][units / SPREAD][LANES]
+    Lines<float> logits;      // [groups][row blocks][LANES] of a chunk
+    Lines<uint32_t> weights;  // [groups][row blocks][...] of a chunk: see `weigh`
+    Lines<float> tops, masses, factors;  // [groups][LANES]
+    std::vector<char> nothing;           // a row of zeros
 
     void reserve(int64_t heads, int64_t units) {
         const int64_t lanes = round_up(heads, LANES);
@@ -71,16 +74,16 @@ struct AttentionScratch {
         grow(nothing, 4 * units);
     }
 
-   private:
+   protected:
     template <class V>
     static void grow(V& v, int64_t size) {
         if ((int64_t)v.size() < size) v.resize(size);
     }
 };
 
-// Attention of A heads over the rows of one query; T is the type of queries and rows.
+// The part of the work that no product does: logits of a chunk become weights, and older sums shrink as tops rise.
 template <class T, int SPREAD>
-class HeadLanes {
+class OnlineSoftmax {
    public:
     static constexpr int HEADS = LANES / SPREAD;              // of a group
     static constexpr int D = DEPTH<T>;
@@ -88,31 +91,8 @@ class HeadLanes {
     static constexpr int PARTS = BLOCK / D;                   // units of a head's weights in a block
     static constexpr auto lanes = std::make_integer_sequence<int, LANES>();
 
-    HeadLanes(int64_t heads, int64_t units, AttentionScratch<T>& scratch)
-        : heads_(heads), units_(units), groups_((heads + HEADS - 1) / HEADS), s_(scratch) {}
-
-    // q [heads][units] becomes panels of lanes.
-    void pack(const uint32_t* q) {
-        uint32_t* to = s_.queries.data();
-        for (int64_t group = 0; group < groups_; ++group) {
-            for (int64_t step = 0; step < units_ / SPREAD; ++step, to += LANES) {
-                for (int64_t h = 0; h < HEADS; ++h) {
-                    const int64_t head = group * HEADS + h;
-                    if (head < heads_) std::memcpy(to + h * SPREAD, q + head * units_ + step * SPREAD, 4 * SPREAD);
-                    else std::memset(to + h * SPREAD, 0, 4 * SPREAD);
-                }
-            }
-        }
-    }
-
-    // Attend to `count` more rows; `padded` is the next multiple of ROWS and at most CHUNK_ROWS, `ahead` how many
-    // rows follow. sums [heads padded to ROW_GRAIN][values padded to 2 LANES] grow by weight * row.
-    void attend(const char* const* rows, int64_t padded, int64_t count, int64_t ahead, float scale, int64_t values,
-                float* sums) {
-        score(rows, padded, count, ahead, scale);
-        if (weigh(padded)) rescale(values, sums);
-        sum(rows, padded, values, sums);
-    }
+    OnlineSoftmax(int64_t heads, AttentionScratch<T>& scratch)
+        : heads_(heads), groups_((heads + HEADS - 1) / HEADS), s_(scratch) {}
 
     void start() {
         std::fill_n(s_.tops.begin(), groups_ * LANES, NONE);
@@ -129,17 +109,14 @@ class HeadLanes {
         }
     }
 
-   private:
+   protected:
     static constexpr int STEP = D > SPREAD ? D : 1;  // vectors of logits that make a vector of weights
-    const int64_t heads_, units_, groups_;
+    const int64_t heads_, groups_;
     AttentionScratch<T>& s_;
 
-    // Logits of a chunk; those of rows from `count` on are minus infinity.
-    void score(const char* const* rows, int64_t padded, int64_t count, int64_t ahead, float scale) {
-        int64_t group = 0;
-        for (; group + 2 <= groups_; group += 2) score_groups<2>(rows, padded, ahead, group, scale);
-        for (; group < groups_; ++group) score_groups<1>(rows, padded, ahead, group, scale);
-        for (group = 0; group < groups_; ++group) {
+    // The logits of rows from `count` on, which are none, become minus infinity.
+    void leave_out(int64_t padded, int64_t count) {
+        for (int64_t group = 0; group < groups_; ++group) {
             float* logits = &s_.logits[group * padded * HEADS];
             for (int64_t row = count; row < padded; ++row) {
                 float* block = logits + row / SPREAD * LANES + row % SPREAD;
@@ -192,6 +169,67 @@ class HeadLanes {
         }
     }
 
+    // Of the two, but never NaN if it can be avoided: NaN shows in the mass.
+    static f32v larger(f32v a, f32v b) {
+#if defined(__AVX512F__)
+        return (f32v)_mm512_max_ps((__m512)b, (__m512)a);
+#else
+        return (b > a) ? b : a;
+#endif
+    }
+    static int32_t sum_lanes(i32v v) { return indexshare::sum(v); }
+
+    // The largest of every head's SPREAD lanes, in all of them.
+    static f32v over_spread(f32v v) {
+        if constexpr (SPREAD >= 2) v = larger(v, swap_lanes<1>(v, lanes));
+        if constexpr (SPREAD >= 4) v = larger(v, swap_lanes<2>(v, lanes));
+        return v;
+    }
+};
+
+// Attention of A heads over the rows of one query; T is the type of queries and rows.
+template <class T, int SPREAD>
+class HeadLanes : public OnlineSoftmax<T, SPREAD> {
+    using Base = OnlineSoftmax<T, SPREAD>;
+    using Base::BLOCK, Base::D, Base::HEADS, Base::PARTS, Base::lanes, Base::groups_, Base::heads_, Base::s_;
+
+   public:
+    HeadLanes(int64_t heads, int64_t units, AttentionScratch<T>& scratch) : Base(heads, scratch), units_(units) {}
+
+    // q [heads][units] becomes panels of lanes.
+    void pack(const uint32_t* q) {
+        uint32_t* to = s_.queries.data();
+        for (int64_t group = 0; group < groups_; ++group) {
+            for (int64_t step = 0; step < units_ / SPREAD; ++step, to += LANES) {
+                for (int64_t h = 0; h < HEADS; ++h) {
+                    const int64_t head = group * HEADS + h;
+                    if (head < heads_) std::memcpy(to + h * SPREAD, q + head * units_ + step * SPREAD, 4 * SPREAD);
+                    else std::memset(to + h * SPREAD, 0, 4 * SPREAD);
+                }
+            }
+        }
+    }
+
+    // Attend to `count` more rows; `padded` is the next multiple of ROWS and at most CHUNK_ROWS, `ahead` how many
+    // rows follow. sums [heads padded to ROW_GRAIN][values padded to 2 LANES] grow by weight * row.
+    void attend(const char* const* rows, int64_t padded, int64_t count, int64_t ahead, float scale, int64_t values,
+                float* sums) {
+        score(rows, padded, count, ahead, scale);
+        if (this->weigh(padded)) this->rescale(values, sums);
+        sum(rows, padded, values, sums);
+    }
+
+   private:
+    const int64_t units_;
+
+    // Logits of a chunk; those of rows from `count` on are minus infinity.
+    void score(const char* const* rows, int64_t padded, int64_t count, int64_t ahead, float scale) {
+        int64_t group = 0;
+        for (; group + 2 <= groups_; group += 2) score_groups<2>(rows, padded, ahead, group, scale);
+        for (; group < groups_; ++group) score_groups<1>(rows, padded, ahead, group, scale);
+        this->leave_out(padded, count);
+    }
+
     void sum(const char* const* rows, int64_t padded, int64_t values, float* sums) const {
         const int64_t columns = round_up(values, 2 * LANES);
         for_row_tiles(round_up(heads_, ROW_GRAIN), [&](auto tile, int64_t head) {
@@ -208,23 +246,6 @@ class HeadLanes {
     // Where a head's first weights of a chunk lie.
     static int64_t weight_at(int64_t head, int64_t padded) {
         return head / HEADS * (padded * HEADS / D) + head % HEADS * PARTS;
-    }
-
-    // Of the two, but never NaN if it can be avoided: NaN shows in the mass.
-    static f32v larger(f32v a, f32v b) {
-#if defined(__AVX512F__)
-        return (f32v)_mm512_max_ps((__m512)b, (__m512)a);
-#else
-        return (b > a) ? b : a;
-#endif
-    }
-    static int32_t sum_lanes(i32v v) { return indexshare::sum(v); }
-
-    // The largest of every head's SPREAD lanes, in all of them.
-    static f32v over_spread(f32v v) {
-        if constexpr (SPREAD >= 2) v = larger(v, swap_lanes<1>(v, lanes));
-        if constexpr (SPREAD >= 4) v = larger(v, swap_lanes<2>(v, lanes));
-        return v;
     }
 
     // a's lanes where `lane & DISTANCE` is 0 and b's where it is not, each added to its neighbour at that distance.

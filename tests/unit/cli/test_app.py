@@ -44,6 +44,18 @@ def test_debug_shows_the_traceback_and_bad_values_are_refused() -> None:
     assert refused.stderr == "error: INDEXSHARE_DEBUG is 'yes'; expected 1 (on), or 0 or nothing (off)\n"
 
 
+def test_the_environment_chooses_the_kernels() -> None:
+    result = command("doctor", "--json", INDEXSHARE_CPU_LEVEL="base")
+    report = json.loads(result.stdout)
+    reasons = {row["op"]: row["reason"] for row in report["operations"]}
+    assert result.returncode == 0
+    assert report["compiler"] is None or reasons["select_topk"] == "C++ kernels for base"
+    refused = command("info", "tiny", INDEXSHARE_CPU_LEVEL="sse")
+    assert refused.returncode == 2 and refused.stderr.startswith(
+        "error: INDEXSHARE_CPU_LEVEL is 'sse'; expected one of"
+    )
+
+
 def test_a_reader_that_leaves_early_is_no_error() -> None:
     program = f"{sys.executable} -m indexshare info glm-5.2 --json | head -c 1; exit ${{PIPESTATUS[0]}}"
     result = subprocess.run(["bash", "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60)
@@ -102,7 +114,8 @@ def test_the_environment_is_parsed(value: str, expected: bool) -> None:
     [
         ({"INDEXSHARE_DEBUG": "true"}, "INDEXSHARE_DEBUG is 'true'"),
         ({"INDEXSHARE_DEBUGG": "1"}, "did you mean INDEXSHARE_DEBUG"),
-        ({"INDEXSHARE_ZZZZZZZZZZZZ": "1"}, "known: INDEXSHARE_DEBUG"),
+        ({"INDEXSHARE_ZZZZZZZZZZZZ": "1"}, "known: INDEXSHARE_CPU_LEVEL, INDEXSHARE_DEBUG"),
+        ({"INDEXSHARE_CPU_LEVEL": "sse"}, "INDEXSHARE_CPU_LEVEL is 'sse'; expected one of amx, avx512bf16"),
     ],
 )
 def test_a_setting_is_never_ignored_in_silence(variables: dict[str, str], message: str) -> None:

@@ -1,0 +1,62 @@
+// Scores of a task's queries against a block of keys: the way of the prefill's indexer through vectors.
+//
+// A scorer takes up to QUERIES queries, then meets blocks of keys, and after each says what every query thinks of them.
+// tile_scores.hpp has another one.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "candidates.hpp"
+
+namespace indexshare {
+
+constexpr int QUERIES = 16;  // of one task: they share the packed keys
+
+// Rows from `key` on become lanes, one vector at a time; those from `end` on count as zeros. panel [units][width].
+inline void pack_key_vector(const char* keys, int64_t key_stride, int64_t key, int64_t end, int64_t units,
+                            uint32_t* panel, int64_t width) {
+    const void* rows[LANES];
+    for (int lane = 0; lane < LANES; ++lane) {
+        rows[lane] = key + lane < end ? keys + (key + lane) * key_stride : nullptr;
+    }
+    pack_rows(rows, units, panel, width);
+}
+
+template <class T>
+class LaneScores {
+   public:
+    static constexpr int VECTORS = TILE_VECTORS, BLOCK = KEYS;  // of keys
+    struct Session {};                                          // nothing to set up on a thread
+
+    // q [count][heads][units], weights [count][heads].
+    void take(const uint32_t* q, const float* weights, int64_t count, int64_t heads, int64_t units) {
+        padded_heads_ = round_up(heads, ROW_GRAIN);
+        units_ = units;
+        queries_.assign(count * padded_heads_ * units, 0);
+        weights_.assign(count * padded_heads_, 0.0f);
+        for (int64_t i = 0; i < count; ++i) {
+            std::memcpy(&queries_[i * padded_heads_ * units], q + i * heads * units, 4 * heads * units);
+            std::memcpy(&weights_[i * padded_heads_], weights + i * heads, 4 * heads);
+        }
+        panel_.resize(units * BLOCK);
+    }
+
+    void meet(const char* keys, int64_t key_stride, int64_t key, int64_t end) {
+        for (int v = 0; v < VECTORS; ++v) {
+            pack_key_vector(keys, key_stride, key + v * LANES, end, units_, panel_.data() + v * LANES, BLOCK);
+        }
+    }
+
+    void scores_of(int64_t query, f32v (&score)[VECTORS]) const {
+        const int64_t row = query * padded_heads_;
+        score_keys<T>(padded_heads_, units_, &queries_[row * units_], &weights_[row], panel_.data(), score);
+    }
+
+   private:
+    int64_t padded_heads_ = 0, units_ = 0;
+    Lines<uint32_t> panel_, queries_;
+    Lines<float> weights_;
+};
+
+}  // namespace indexshare
