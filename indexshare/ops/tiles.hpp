@@ -52,7 +52,7 @@ static_assert(sizeof(Shapes) == 64, "the processor reads 64 bytes");
 #else
 namespace indexshare::tiles {
 
-// Not the compiler's intrinsics: some compilers do not tell themselves that those read and write memory.
+// Not the compiler's intrinsics: GCC's do not say that a load reads memory, and stores may be moved behind it.
 inline void configure(const Shapes& shapes) { asm volatile("ldtilecfg %0" ::"m"(shapes)); }
 inline void release() { asm volatile("tilerelease"); }
 
