@@ -135,7 +135,7 @@ def quantize_weights(model: GlmMoeDsa, weights: str) -> GlmMoeDsa:
 
 
 def check_weights(weights: str | None, device: str) -> None:
-    """Refuse (ValueError) a name that `quantize_weights` does not know, and devices other than the CPU; None is fine."""
+    """Refuse (ValueError) names that `quantize_weights` does not know, and other devices than the CPU; None is fine."""
     if weights is None:
         return
     if weights not in BITS:
