@@ -13,6 +13,7 @@ from indexshare.bench.runs import Run, SpeedResult, prefill_bytes, speed_result
 from indexshare.bench.subject import Subject
 from indexshare.bench.timing import Spread
 from indexshare.config import preset
+from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.planner.flops import prefill_flops, step_bytes, token_flops
 from indexshare.planner.memory import MemoryPlan, plan_memory, step_workspace_bytes
 
@@ -66,8 +67,10 @@ def test_speed_uses_the_planners_counts_and_the_medians() -> None:
 
 def test_a_prefill_reads_the_weights_with_every_chunk() -> None:
     assert prefill_bytes(TINY, 2, 300) == step_bytes(TINY, 300, rows=300).total
-    parts = [step_bytes(TINY, stop, rows=rows).total for stop, rows in ((512, 512), (1024, 512), (1030, 6))]
-    assert prefill_bytes(TINY, 2, 1030) == sum(parts)
+    chunk = PREFILL_CHUNK
+    steps = ((chunk, chunk), (2 * chunk, chunk), (2 * chunk + 6, 6))
+    parts = [step_bytes(TINY, stop, rows=rows).total for stop, rows in steps]
+    assert prefill_bytes(TINY, 2, 2 * chunk + 6) == sum(parts)
 
 
 def test_ratios_and_growth() -> None:
