@@ -12,11 +12,11 @@ from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
 from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.corpus import Document, Split, TokenCorpus
-from indexshare.train.data import Mixture, PackedText, RetrievalTasks, Source
+from indexshare.train.data import LookupTasks, Mixture, PackedText, RetrievalTasks, Source
 from indexshare.train.packages import TrainingText
 from indexshare.train.stages import Stage
 
-SOURCES = ("text", "retrieval")  # what a stage's mixture may name
+SOURCES = ("text", "retrieval", "lookup")  # what a stage's mixture may name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +104,7 @@ class PreparedData:
         sources: dict[str, Source] = {
             "text": PackedText(self.train, seed=seed),
             "retrieval": RetrievalTasks(self.tokenizer, seed=seed + 1),
+            "lookup": LookupTasks(self.tokenizer, seed=seed + 1),
         }
         assert set(sources) == set(SOURCES)
         return Mixture({name: sources[name] for name in stage.mixture}, stage.mixture, seed=seed)
