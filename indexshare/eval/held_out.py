@@ -25,7 +25,7 @@ from indexshare.tokenizer import END_OF_TEXT, Tokenizer
 from indexshare.train.corpus import Document, Split
 from indexshare.train.evaluate import bits_by_file
 from indexshare.train.objectives import token_losses
-from indexshare.train.packages import text_from_record
+from indexshare.train.packages import text_from_record, unseen_packages
 
 Progress = Callable[[int, int], None]
 
@@ -100,6 +100,15 @@ def held_out_split(text: dict[str, Any]) -> Split:
     if not split.held_out:
         raise ValueError("no file of the training text is held out; score another folder with --text")
     return split
+
+
+def package_split(directory: Path, names: Sequence[str]) -> Split:
+    """Installed packages as held-out text; ValueError for those that the model in `directory` was trained on."""
+    try:
+        record = training_text(directory)
+    except ValueError:
+        record = None  # nothing is known of what it has seen
+    return Split(train=[], held_out=unseen_packages(names, record), copies=0, near_copies=0)
 
 
 def evaluate_held_out(

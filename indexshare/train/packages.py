@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
@@ -90,6 +91,7 @@ class PackageText:
             files, record = read_package(
                 package, max_bytes=self.base.max_bytes, package_bytes=self.package_bytes, exclude=self.exclude
             )
+            check_licence(record)
             documents += files
             records.append(replace(record, held_out=package in self.whole))
         whole = {package.repository for package in self.whole}
@@ -114,6 +116,15 @@ def check_installed(packages: Sequence[Package]) -> None:
         )
 
 
+def check_licence(record: PackageRecord) -> None:
+    """Refuse (ValueError) to train on a package unless its licence is known to allow it."""
+    if not is_permissive(record.licence):
+        raise ValueError(
+            f"the licence of {record.name!r} is given as {record.licence or 'nothing'!r}, which is not among those "
+            "known to allow training on it; leave the package out"
+        )
+
+
 def read_package(
     package: Package, *, max_bytes: int, package_bytes: int, exclude: Sequence[str] = ()
 ) -> tuple[list[Document], PackageRecord]:
@@ -128,15 +139,10 @@ def read_package(
         exclude: names of directories that are left out wherever they occur.
 
     Raises:
-        ValueError: not installed by a tool that lists files, an unknown or restrictive licence, or nothing to read.
+        ValueError: not installed, or nothing to read (not installed by a tool that lists files, for instance).
     """
+    check_installed([package])
     found = distribution(package.name)
-    licence = licence_of(found)
-    if not is_permissive(licence):
-        raise ValueError(
-            f"the licence of {package.name!r} is given as {licence or 'nothing'!r}, which is not among those known to "
-            "allow training on it; leave the package out"
-        )
     excluded = set(exclude)
     texts: dict[str, str] = {}
     for path in found.files or ():
@@ -153,7 +159,7 @@ def read_package(
     record = PackageRecord(
         name=package.name,
         version=found.version,
-        licence=licence,
+        licence=licence_of(found),
         files=len(texts),
         num_bytes=sum(len(text.encode("utf-8")) for text in texts.values()),
         held_out=False,
@@ -199,6 +205,27 @@ def is_permissive(licence: str) -> bool:
     parts = [part.strip() for part in re.split(r"\b(?:AND|OR|WITH)\b|[()]", licence)]
     names = [part for part in parts if part]
     return bool(names) and all(name in PERMISSIVE for name in names)
+
+
+def unseen_packages(names: Sequence[str], record: Mapping[str, Any] | None) -> list[Document]:
+    """Sources of installed packages that a model was not trained on, to measure it on; named as in training.
+
+    Args:
+        names: of distributions.
+        record: the model's training text (`text_from_record`); None if it is not known.
+
+    Raises:
+        ValueError: a package is not installed or has no source, or the model was trained on it.
+    """
+    packages = [Package(name=name) for name in dict.fromkeys(names)]
+    check_installed(packages)
+    text = None if record is None else text_from_record(record)
+    trained = {package.repository for package in text.packages} if isinstance(text, PackageText) else set[str]()
+    seen = [package.name for package in packages if package.repository in trained]
+    if seen:
+        raise ValueError(f"the model was trained on {', '.join(seen)}; name packages that it has not seen")
+    limits: dict[str, Any] = {"max_bytes": TextFolder.max_bytes, "package_bytes": sys.maxsize}
+    return [d for p in packages for d in read_package(p, exclude=PackageText.exclude, **limits)[0]]
 
 
 def text_from_record(record: Mapping[str, Any]) -> TrainingText:
