@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import PurePosixPath
 
-from indexshare.engine.completion_context import imported_modules, is_module
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, batches, check_length, hidden_states, predictions
 from indexshare.eval.package import Target, choose_targets, package_context
+from indexshare.imports import imported_modules, is_module
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.tokenizer import Tokenizer
 from indexshare.train.corpus import Document, package_of

@@ -77,10 +77,10 @@ class Source(Protocol):
 class PackedText:
     """Windows over a corpus laid end to end, package by package.
 
-    Each epoch shuffles the packages, and the files inside each, lays all tokens in one row from a random offset,
-    cuts the row in windows and takes them in random order. A window therefore holds neighbouring files of one
-    package. Windows overlap by one token, so that no token is a target twice, and each is once, except for less than
-    a window at either end of the row.
+    Each epoch lays all tokens in one row in the corpus's `reading_order`, from a random offset, cuts the row in windows
+    and takes them in random order. A window therefore holds neighbouring files of one package, imported ones before
+    those that import them. Windows overlap by one token, so that no token is a target twice, and each is once, except
+    for less than a window at either end of the row.
     """
 
     def __init__(self, corpus: TokenCorpus, *, seed: int) -> None:
@@ -122,9 +122,7 @@ class PackedText:
         if self._layout == (self._epoch, stride):
             return
         rng = np.random.default_rng([self._seed, self._epoch, stride])
-        groups = self._corpus.groups
-        order = [rng.permutation(groups[i]) for i in rng.permutation(len(groups))]
-        self._order = np.concatenate(order)
+        self._order = self._corpus.reading_order(rng)
         lengths = np.diff(self._corpus.starts)[self._order]
         self._ends = np.cumsum(lengths)
         self._offset = int(rng.integers(stride))
