@@ -1,4 +1,7 @@
-"""`nano`: the small model that ships with the package, trained on the running Python's standard library."""
+"""`nano`: the small model that ships with the package, trained on the standard library and the installed dependencies.
+
+The model that ships was made by an earlier version of this recipe; its card says which.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +9,83 @@ from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
 from indexshare.train.corpus import STANDARD_LIBRARY, TextFolder
 from indexshare.train.optim import OptimConfig, Schedule
+from indexshare.train.packages import Package, PackageText
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
 
 K = 1024
-LONG_TEXT = {"text": 0.85, "retrieval": 0.15}
+# Lookups in rows of every length: what a table of a thousand entries needs is not learned on one of two hundred.
+MIDDLE_TEXT = {"text": 0.88, "lookup": 0.12}
+LONG_TEXT = {"text": 0.7, "lookup": 0.3}
 REACH = 32 * K  # rows are shorter than the context; stretched positions show the model its far distances
 PEAK = OptimConfig(muon_lr=4e-3, adam_lr=4e-3)
 LATE = OptimConfig(muon_lr=1.6e-3, adam_lr=1.6e-3, indexer_lr=3e-3)
 LAST = OptimConfig(muon_lr=8e-4, adam_lr=8e-4, indexer_lr=1.5e-3)
+END = OptimConfig(muon_lr=4e-4, adam_lr=4e-4, indexer_lr=7.5e-4)
+
+PACKAGES = (
+    "anyio",
+    "attrs",
+    "charset-normalizer",
+    "cyclopts",
+    "docstring_parser",
+    "filelock",
+    "fonttools",
+    "fsspec",
+    "gguf",
+    "h11",
+    "httpcore2",
+    "httpx2",
+    "huggingface_hub",
+    "matplotlib",
+    "mpmath",
+    "mypy",
+    "networkx",
+    "numpy",
+    "packaging",
+    "pillow",
+    "pluggy",
+    "pydantic",
+    "Pygments",
+    "pyparsing",
+    "pytest",
+    "python-dateutil",
+    "PyYAML",
+    "rich",
+    "rich-rst",
+    "setuptools",
+    "sortedcontainers",
+    "sympy",
+    "typer",
+    "typing_extensions",
+    "urllib3",
+)
+# Of the largest, the folders that read like a library; of transformers, no models, which are copies of each other.
+PARTS = (
+    Package(name="torch", folders=tuple(f"torch/{part}" for part in ("nn", "optim", "utils", "distributions", "fx"))),
+    Package(
+        name="transformers",
+        folders=tuple(f"transformers/{part}" for part in ("data", "generation", "loss", "pipelines", "utils")),
+    ),
+)
+HELD_OUT = ("click", "Jinja2", "requests", "markdown-it-py")  # whole: what context gains there, nothing else can
 
 
 def recipe() -> Recipe:
-    """All stages, about an hour and a half on two cores."""
+    """All stages; hours on two cores. Stop and resume at will."""
     model = preset("nano")
+    return Recipe(name="nano", model=model, text=text(), stages=stages(model.share_plan), seed=0, keep=("sparse",))
+
+
+def text() -> PackageText:
+    """The standard library and the sources of the packages that `constraints.txt` installs."""
     # Character tables and generated documentation are data, not code to learn from.
-    text = TextFolder(
+    library = TextFolder(
         path=STANDARD_LIBRARY,
         exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
     )
-    return Recipe(name="nano", model=model, text=text, stages=stages(model.share_plan), seed=0, keep=("sparse",))
+    packages = (*(Package(name=name) for name in PACKAGES), *PARTS)
+    return PackageText(base=library, packages=packages, whole=tuple(Package(name=name) for name in HELD_OUT))
 
 
 def stages(plan: SharePlan) -> tuple[Stage, ...]:
@@ -47,22 +107,22 @@ def dense_stages() -> tuple[Stage, ...]:
     return (
         pretrain(
             name="pretrain_short",
-            tokens=3_000 * K,
+            tokens=6_000 * K,
             sequence_length=256,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
-            mixture={"text": 0.97, "retrieval": 0.03},
+            mixture={"text": 0.95, "lookup": 0.05},
             optim=PEAK,
             schedule=Schedule(kind="constant", warmup=0.03),
             balance_rate=1e-2,
         ),
         pretrain(
             name="pretrain",
-            tokens=3_584 * K,
+            tokens=10_240 * K,
             sequence_length=1 * K,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
-            mixture={"text": 0.92, "retrieval": 0.08},
+            mixture=MIDDLE_TEXT,
             position_reach=REACH,
             mtp_weight=0.3,
             mtp_from=0.5,
@@ -74,14 +134,14 @@ def dense_stages() -> tuple[Stage, ...]:
 
 
 def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
-    """Sharing is learned at 4K, where an update is cheap, before the context grows to 8K.
+    """Sharing is learned at 4K, where an update is cheap, before the context grows to 8K and, at the end, to 16K.
 
     There indexers learn from the attention of all layers they serve, over all earlier tokens at few queries: what a
     selection missed is never seen by a loss on the selection.
     """
     return (
         sparse(
-            tokens=1_024 * K,
+            tokens=2_048 * K,
             sequence_length=2 * K,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
@@ -92,36 +152,30 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             optim=LATE,
             schedule=Schedule(kind="constant", warmup=0.05),
         ),
-        index_share(
-            plan,
-            name="index_share_short",
-            tokens=1_792 * K,
-            sequence_length=4 * K,
-            batch_tokens=8 * K,
-            micro_tokens=4 * K,
-            position_reach=REACH,
-            indexer_loss="all",
-            indexer_target="served",
-            indexer_stride=16,
-            mixture=LONG_TEXT,
-            mtp_weight=0.3,
-            optim=LATE,
-            schedule=Schedule(kind="cosine", warmup=0.03, final=0.5),
-        ),
-        index_share(
-            plan,
-            tokens=2_304 * K,
-            sequence_length=8 * K,
-            batch_tokens=16 * K,
-            micro_tokens=8 * K,
-            position_reach=REACH,
-            indexer_loss="all",
-            indexer_target="served",
-            indexer_stride=32,
-            mixture=LONG_TEXT,
-            mtp_weight=0.3,
-            mtp_steps=2,
-            optim=LAST,
-            schedule=Schedule(kind="cosine", warmup=0.0, final=0.05),
-        ),
+        _shared(plan, 4 * K, tokens=4_096 * K, batch_tokens=8 * K, optim=LATE, warmup=0.03, final=0.5),
+        _shared(plan, 8 * K, tokens=6_144 * K, batch_tokens=16 * K, optim=LAST, warmup=0.0, final=0.5),
+        _shared(plan, 16 * K, tokens=2_048 * K, batch_tokens=32 * K, optim=END, warmup=0.0, final=0.1),
+    )
+
+
+def _shared(
+    plan: SharePlan, length: int, *, tokens: int, batch_tokens: int, optim: OptimConfig, warmup: float, final: float
+) -> Stage:
+    """IndexShare in rows of one length."""
+    return index_share(
+        plan,
+        name=f"index_share_{length // K}k",
+        tokens=tokens,
+        sequence_length=length,
+        batch_tokens=batch_tokens,
+        micro_tokens=length,
+        position_reach=REACH,
+        indexer_loss="all",
+        indexer_target="served",
+        indexer_stride=length // 256,
+        mixture=LONG_TEXT,
+        mtp_weight=0.3,
+        mtp_steps=1 if length < 8 * K else 2,
+        optim=optim,
+        schedule=Schedule(kind="cosine", warmup=warmup, final=final),
     )

@@ -48,6 +48,9 @@ class SuiteOptions:
         Tokens of context for `repository`: 16,384, or what the model reads, unless given.
     seed
         Of the generated texts and of the choice of files.
+    packages
+        Installed packages that the model was not trained on, separated by commas: score their files in place of the
+        model's held-out ones.
     """
 
     lengths: str | None = None
@@ -58,6 +61,12 @@ class SuiteOptions:
     files: int = 24
     context: int | None = None
     seed: int = 0
+    packages: str | None = None
+
+    @property
+    def unseen(self) -> list[str]:
+        """The names in `packages`."""
+        return [name.strip() for name in (self.packages or "").split(",") if name.strip()]
 
     @property
     def kinds(self) -> list[str]:
@@ -112,7 +121,9 @@ def evaluate(
     check_device(device)
     if plot is not None:
         check_picture(plot)
-    work = _Work.prepare(model, text, suites, dtype=dtype, weights=weights, device=device)
+    if text is not None and options.unseen:
+        raise ValueError("--text and --packages both name what to score; give one of them")
+    work = _Work.prepare(model, text, options.unseen, suites, dtype=dtype, weights=weights, device=device)
     work.check(suites, options, lengths)
     reports: dict[str, Report] = {}
     with MeasuringBar() as bar:
@@ -162,12 +173,20 @@ class _Work:
 
     @classmethod
     def prepare(
-        cls, name: str, text: Path | None, suites: Sequence[str], *, dtype: str | None, weights: str | None, device: str
+        cls,
+        name: str,
+        text: Path | None,
+        packages: Sequence[str],
+        suites: Sequence[str],
+        *,
+        dtype: str | None,
+        weights: str | None,
+        device: str,
     ) -> _Work:
         """Read the text where a suite needs it, then load the model: a wrong folder costs nothing."""
         from indexshare.config.shipped import model_directory
         from indexshare.engine.llm import running_dtype
-        from indexshare.eval.held_out import held_out_split, training_text
+        from indexshare.eval.held_out import held_out_split, package_split, training_text
         from indexshare.model.quantized import check_weights, quantize_weights
         from indexshare.model.weights import load_model
         from indexshare.tokenizer import Tokenizer
@@ -178,7 +197,7 @@ class _Work:
         if text is not None:
             held_out = everything = read_folder(TextFolder(path=str(text)))
         elif set(suites) - {"needle", "recall"}:
-            split = held_out_split(training_text(directory))
+            split = package_split(directory, packages) if packages else held_out_split(training_text(directory))
             held_out, everything = split.held_out, [*split.train, *split.held_out]
         kind = running_dtype(dtype, device)
         model, tokenizer = load_model(name, dtype=kind, device=device), Tokenizer.load(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ def train(
     *,
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     part: float = 1.0,
+    seed: int | None = None,
     device: str = "cpu",
     checkpoint_minutes: float = 5.0,
     tensorboard: Annotated[bool, Parameter(negative="")] = False,
@@ -33,9 +35,12 @@ def train(
     recipe
         A Python file with a function `recipe` that returns the run, such as recipes/nano.py.
     out
-        Folder for tokenizer, token files, metrics, checkpoints and the model: runs/NAME unless given.
+        Folder for tokenizer, token files, metrics, checkpoints and the model: runs/NAME unless given, or
+        runs/NAME-seedN with --seed N.
     part
         Share of each stage's tokens to train on, above 0 and at most 1: to try a recipe out.
+    seed
+        Of the first weights and of all data order, in place of the recipe's.
     device
         Where to train: cpu, cuda, cuda:1, ...
     checkpoint_minutes
@@ -49,16 +54,12 @@ def train(
     from indexshare.train.loop import run
     from indexshare.train.recipe import load_recipe
 
-    if not 0.0 < part <= 1.0:
-        raise ValueError(f"--part is {part}; expected a share above 0 and at most 1")
-    if not checkpoint_minutes > 0.0:
-        raise ValueError(f"--checkpoint-minutes is {checkpoint_minutes}; expected a time above 0")
+    _check(part, checkpoint_minutes, seed)
     check_device(device)
     chosen = load_recipe(recipe)
-    folder = Path("runs") / chosen.name if out is None else out
-    again = ["indexshare", "train", str(recipe), "--out", str(folder)]
-    again += ["--part", str(part)] if part != 1.0 else []
-    again += ["--device", device] if device != "cpu" else []
+    name = chosen.name if seed is None else f"{chosen.name}-seed{seed}"
+    folder = Path("runs") / name if out is None else out
+    chosen = chosen if seed is None else replace(chosen, seed=seed)
     model = run(
         chosen if part == 1.0 else chosen.scaled(part),
         folder,
@@ -66,9 +67,28 @@ def train(
         checkpoint_minutes=checkpoint_minutes,
         tensorboard=tensorboard,
         quiet=quiet,
-        resume_command=shlex.join(again),
+        resume_command=_again(recipe, folder, part, seed, device),
     )
     if model is None:
         return EXIT_STOPPED
     write(f"{model}\n")
     return 0
+
+
+def _check(part: float, checkpoint_minutes: float, seed: int | None) -> None:
+    """Refuse (ValueError) numbers that mean nothing."""
+    if not 0.0 < part <= 1.0:
+        raise ValueError(f"--part is {part}; expected a share above 0 and at most 1")
+    if not checkpoint_minutes > 0.0:
+        raise ValueError(f"--checkpoint-minutes is {checkpoint_minutes}; expected a time above 0")
+    if seed is not None and seed < 0:
+        raise ValueError(f"--seed is {seed}; expected zero or more")
+
+
+def _again(recipe: Path, folder: Path, part: float, seed: int | None, device: str) -> str:
+    """The command that goes on with a stopped run."""
+    again = ["indexshare", "train", str(recipe), "--out", str(folder)]
+    again += ["--part", str(part)] if part != 1.0 else []
+    again += ["--seed", str(seed)] if seed is not None else []
+    again += ["--device", device] if device != "cpu" else []
+    return shlex.join(again)

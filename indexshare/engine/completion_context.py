@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import PurePosixPath
 
 from indexshare.engine.source_tree import SkippedFile, SourceFile
+from indexshare.imports import imported_modules, is_module
 
 # Weights of what makes a file relevant; the overlap of identifiers lies in [0, 1].
 _IMPORTED = 1.5  # more than all the rest together
@@ -24,7 +25,6 @@ _SAME_FOLDER = 0.25
 _MOST_CHARACTERS_PER_TOKEN = 16
 _NEAR_LINES = 100  # identifiers this close to the cursor count twice
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{2,}")
-_IMPORT = re.compile(r"^\s*(?:from\s+(\.*[\w.]*)\s+import\s+(\([^)]*\)?|[^#\n]*)|import\s+([^#\n]+))", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,37 +184,3 @@ def rank_files(files: Sequence[SourceFile], target_name: str, before_cursor: str
         return PurePosixPath(file.name).suffix != target.suffix, -relevance(file), file.name
 
     return sorted(files, key=key)
-
-
-def imported_modules(text: str, target: PurePosixPath) -> set[str]:
-    """Dotted names that Python source imports; relative ones are resolved against the target's path.
-
-    Works on text that is cut anywhere. `from a import b` gives both `a` and `a.b`: b may be a module.
-    """
-    found: set[str] = set()
-    for match in _IMPORT.finditer(text):
-        source, names, plain = match.groups()
-        if plain is not None:
-            found.update(part.split(" as ")[0].strip() for part in plain.split(","))
-            continue
-        dots = len(source) - len(source.lstrip("."))
-        base = source.lstrip(".")
-        if dots:
-            above = target.parent.parts[: len(target.parent.parts) - dots + 1]
-            base = ".".join([*above, base] if base else above)
-        found.add(base)
-        for name in names.strip("() \n").split(","):
-            word = name.split(" as ")[0].strip()
-            if word.isidentifier():
-                found.add(f"{base}.{word}" if base else word)
-    return {name for name in found if name}
-
-
-def is_module(path: PurePosixPath, dotted: str) -> bool:
-    """Whether a file is the module of this name, at the root of the tree or below (`src/pkg/mod.py`)."""
-    if path.suffix != ".py":
-        return False
-    parts = path.with_suffix("").parts
-    parts = parts[:-1] if parts[-1] == "__init__" else parts
-    wanted = tuple(dotted.split("."))
-    return bool(parts) and parts[-len(wanted) :] == wanted

@@ -22,9 +22,10 @@ from indexshare.cache.view import InFlightView
 from indexshare.eval.bootstrap import Interval, ratio
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.tokenizer import END_OF_TEXT, Tokenizer
-from indexshare.train.corpus import Document, Split, TextFolder, read_folder, split_documents
+from indexshare.train.corpus import Document, Split
 from indexshare.train.evaluate import bits_by_file
 from indexshare.train.objectives import token_losses
+from indexshare.train.packages import text_from_record, unseen_packages
 
 Progress = Callable[[int, int], None]
 
@@ -69,7 +70,7 @@ def xz_bits(text: str) -> int:
 
 
 def training_text(directory: Path) -> dict[str, Any]:
-    """What a model was trained on: the fields of its `TextFolder`, from `training.json` in its directory.
+    """What a model was trained on: the fields of its text, from `training.json` in its directory.
 
     Raises:
         ValueError: no such file, or it does not say.
@@ -85,22 +86,29 @@ def held_out_documents(text: dict[str, Any]) -> list[Document]:
     """The held-out side of a training text, split again by the rule that training used.
 
     Args:
-        text: the fields of the training run's `TextFolder`, as in `training.json`.
+        text: of the training run, as in `training.json`.
 
     Raises:
-        ValueError: the folder is not here, or nothing of it is held out.
+        ValueError: the text is not here, or nothing of it is held out.
     """
     return held_out_split(text).held_out
 
 
 def held_out_split(text: dict[str, Any]) -> Split:
     """Both sides of a training text; arguments and errors as for `held_out_documents`."""
-    fields: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in text.items()}
-    folder = TextFolder(**fields)
-    split = split_documents(read_folder(folder), folder.held_out)
+    split = text_from_record(text).split()
     if not split.held_out:
-        raise ValueError(f"no file of {Path(folder.root)} is held out; score another folder with --text")
+        raise ValueError("no file of the training text is held out; score another folder with --text")
     return split
+
+
+def package_split(directory: Path, names: Sequence[str]) -> Split:
+    """Installed packages as held-out text; ValueError for those that the model in `directory` was trained on."""
+    try:
+        record = training_text(directory)
+    except ValueError:
+        record = None  # nothing is known of what it has seen
+    return Split(train=[], held_out=unseen_packages(names, record), copies=0, near_copies=0)
 
 
 def evaluate_held_out(

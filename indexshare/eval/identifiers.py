@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import PurePosixPath
 
-from indexshare.engine.completion_context import imported_modules, is_module
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, batches, check_length, hidden_states, predictions
-from indexshare.eval.package import Target, choose_targets, package_context, package_of
+from indexshare.eval.package import Target, choose_targets, package_context
+from indexshare.imports import imported_modules, is_module
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.tokenizer import Tokenizer
-from indexshare.train.corpus import Document
+from indexshare.train.corpus import Document, package_of
 from indexshare.train.objectives import token_losses
 
 KINDS = ("far", "package")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from indexshare.engine.completion_context import pack_context
 from indexshare.engine.source_tree import SourceFile
 from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
-from indexshare.train.corpus import Document, is_near_copy
+from indexshare.train.corpus import Document, is_near_copy, package_of
 
 OPENING_TOKENS = 256  # of a file that are given; what is asked comes after them
 
@@ -26,11 +26,6 @@ class Target:
     header: tuple[int, ...]
     body: tuple[int, ...]
     opening: int
-
-
-def package_of(name: str) -> str:
-    """The package of a file: the first folder of its path; "" for files at the top, which count as one package."""
-    return name.split("/")[0] if "/" in name else ""
 
 
 def choose_targets(

@@ -1,4 +1,4 @@
-"""Text folders as training corpora: reading, splitting by file, leak removal, and token caches on disk."""
+"""Text folders as training corpora: reading, splitting by file and package, leak removal, token caches on disk."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from indexshare.imports import imported_files
 from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
 
 STANDARD_LIBRARY = "stdlib"
@@ -47,6 +49,10 @@ class TextFolder:
         """The folder on this machine."""
         return Path(sysconfig.get_path("stdlib") if self.path == STANDARD_LIBRARY else self.path)
 
+    def split(self) -> Split:
+        """Read the folder and split it by file; errors as for `read_folder`."""
+        return split_documents(read_folder(self), self.held_out)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
@@ -62,13 +68,49 @@ class Document:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackageRecord:
+    """What was taken of one installed package: files and UTF-8 bytes before copies were removed, and its licence."""
+
+    name: str
+    version: str
+    licence: str
+    files: int
+    num_bytes: int
+    held_out: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
-    """What `split_documents` made of a folder. Counts say what was left out and why."""
+    """What `split_documents` made of a text. Counts say what was left out and why.
+
+    Attributes:
+        train, held_out: the two sides.
+        copies: files equal to another one.
+        near_copies: held-out files of which training has more than half.
+        vendored: training files more than half of which a package held out whole has.
+        packages: what was taken of installed packages (`packages.py`).
+    """
 
     train: list[Document]
     held_out: list[Document]
     copies: int
     near_copies: int
+    vendored: int = 0
+    packages: tuple[PackageRecord, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Files on both sides, what was removed, and the packages, as plain values for a record of the run."""
+        facts: dict[str, Any] = {
+            "train_files": len(self.train),
+            "held_out_files": len(self.held_out),
+            "equal_files_removed": self.copies,
+            "near_copies_removed": self.near_copies,
+        }
+        if self.packages:
+            facts["vendored_copies_removed"] = self.vendored
+            facts["packages"] = [asdict(record) for record in self.packages]
+        return facts
 
 
 def read_folder(folder: TextFolder) -> list[Document]:
@@ -87,16 +129,27 @@ def read_folder(folder: TextFolder) -> list[Document]:
         name = path.relative_to(root).as_posix()
         if excluded.intersection(name.split("/")) or not path.is_file():
             continue
-        try:
-            data = path.read_bytes()
-            text = data.decode("utf-8") if len(data) <= folder.max_bytes and b"\0" not in data else ""
-        except (OSError, UnicodeDecodeError):
-            continue
-        if text.strip():
-            documents.append(Document(name=name, text=text.replace("\r\n", "\n")))
+        text = read_text(path, folder.max_bytes)
+        if text is not None:
+            documents.append(Document(name=name, text=text))
     if not documents:
         raise ValueError(f"no text file under {root} matches {folder.pattern!r}; check the folder and the glob")
     return documents
+
+
+def read_text(path: Path, max_bytes: int) -> str | None:
+    """Text of a UTF-8 file with plain line breaks; None when it is unreadable, binary, empty or longer than that."""
+    try:
+        data = path.read_bytes()
+        text = data.decode("utf-8") if len(data) <= max_bytes and b"\0" not in data else ""
+    except (OSError, UnicodeDecodeError):
+        return None
+    return text.replace("\r\n", "\n") if text.strip() else None
+
+
+def package_of(name: str) -> str:
+    """The package of a file: the first folder of its path; "" for files at the top, which count as one package."""
+    return name.split("/")[0] if "/" in name else ""
 
 
 def is_held_out(name: str, part: float) -> bool:
@@ -118,33 +171,50 @@ def _shingles(text: str) -> set[int]:
 
 def is_near_copy(text: str, other: str) -> bool:
     """Whether a text shares more than half of its three-line units with another."""
-    units = _shingles(text)
-    return len(units & _shingles(other)) > _NEAR_COPY * len(units)
+    return _mostly_in(_shingles(text), _shingles(other))
 
 
-def split_documents(documents: Iterable[Document], part: float) -> Split:
-    """Split by file and remove what would leak: equal texts once only, and held-out files half found in training.
+def _mostly_in(units: set[int], others: set[int]) -> bool:
+    return len(units & others) > _NEAR_COPY * len(units)
 
-    Training never holds a held-out file's content: of two equal files the held-out one stays, and a held-out
-    file that shares more than half of its three-line units with training files is used for neither.
+
+def split_documents(documents: Iterable[Document], part: float, whole: Collection[str] = ()) -> Split:
+    """Split by file and by package, and remove what would leak.
+
+    Training never holds a held-out file's content. Of two equal files the held-out one stays, first of all that of a
+    package held out whole. Training files more than half of whose three-line units stand in such a package are its
+    copies (vendored, as a rule) and are left out. A held-out file that still shares more than half of its units with
+    training files is used for neither.
+
+    Args:
+        documents: in any order.
+        part: of the files that is held out, by a hash of the name.
+        whole: packages (`package_of`) of which every file is held out.
     """
+
+    def held(document: Document) -> bool:
+        return is_held_out(document.name, part) or package_of(document.name) in whole
+
     by_hash: dict[bytes, Document] = {}
     copies = 0
-    for document in sorted(documents, key=lambda d: (not is_held_out(d.name, part), d.name)):
+    for document in sorted(documents, key=lambda d: (package_of(d.name) not in whole, not held(d), d.name)):
         copies += by_hash.setdefault(content_hash(document.text), document) is not document
-    train = [d for d in by_hash.values() if not is_held_out(d.name, part)]
-    candidates = {d.name: _shingles(d.text) for d in by_hash.values() if is_held_out(d.name, part)}
-    wanted = set().union(*candidates.values()) if candidates else set()
+    train = [d for d in by_hash.values() if not held(d)]
+    candidates = {d.name: _shingles(d.text) for d in by_hash.values() if held(d)}
+    kept_whole = set().union(*(units for name, units in candidates.items() if package_of(name) in whole))
+    own = [d for d in train if not (kept_whole and _mostly_in(_shingles(d.text), kept_whole))]
+    wanted = set().union(*candidates.values())
     seen: set[int] = set()
-    for document in train:
+    for document in own:
         seen |= wanted & _shingles(document.text)
-    held_out = [
-        d
-        for d in by_hash.values()
-        if d.name in candidates and len(candidates[d.name] & seen) <= _NEAR_COPY * len(candidates[d.name])
-    ]
-    near = len(candidates) - len(held_out)
-    return Split(train=sorted(train, key=lambda d: d.name), held_out=held_out, copies=copies, near_copies=near)
+    held_out = [d for d in by_hash.values() if d.name in candidates and not _mostly_in(candidates[d.name], seen)]
+    return Split(
+        train=sorted(own, key=lambda d: d.name),
+        held_out=held_out,
+        copies=copies,
+        near_copies=len(candidates) - len(held_out),
+        vendored=len(train) - len(own),
+    )
 
 
 class TokenCorpus:
@@ -158,6 +228,7 @@ class TokenCorpus:
         self.names: list[str] = info["names"]
         self.data_hash: str = info["data_hash"]
         self.num_bytes: int = info["num_bytes"]
+        self.imports: list[list[int]] = info["imports"]  # of each document, others of its package
         self.starts = np.asarray(info["starts"], dtype=np.int64)  # [documents + 1], last = number of tokens
         self.ids = np.memmap(path, dtype=np.dtype(info["dtype"]), mode="r")
         if len(self.ids) != self.starts[-1]:
@@ -180,8 +251,29 @@ class TokenCorpus:
         """Document indices by package: the first directory of the path, or none."""
         keys: dict[str, list[int]] = {}
         for i, name in enumerate(self.names):
-            keys.setdefault(name.split("/")[0] if "/" in name else "", []).append(i)
+            keys.setdefault(package_of(name), []).append(i)
         return [np.asarray(members) for _, members in sorted(keys.items())]
+
+    def reading_order(self, rng: np.random.Generator) -> np.ndarray:
+        """All documents in a random order that keeps packages together and puts a file behind those it imports.
+
+        Packages and the files of each are shuffled; then, file by file, what a file imports and is not placed yet comes
+        first, with what that imports. So a long row shows definitions before their uses, as far as it reaches
+        (as in DeepSeek-Coder, arXiv 2401.14196, section 2.2, there from a fixed start).
+        """
+        order: list[int] = []
+        placed = np.zeros(self.num_documents, dtype=bool)
+        for group in rng.permutation(len(self.groups)):
+            for first in rng.permutation(self.groups[group]).tolist():
+                waiting = [(first, False)]
+                while waiting:
+                    document, ready = waiting.pop()
+                    if ready:
+                        order.append(document)
+                    elif not placed[document]:
+                        placed[document] = True
+                        waiting += [(document, True), *((other, False) for other in self.imports[document])]
+        return np.asarray(order)
 
     @classmethod
     def build(cls, documents: Sequence[Document], tokenizer: Tokenizer, path: Path) -> TokenCorpus:
@@ -209,6 +301,7 @@ class TokenCorpus:
             "dtype": dtype.name,
             "num_bytes": sum(len(d.headed.encode("utf-8")) for d in documents),
             "names": [d.name for d in documents],
+            "imports": _imports(documents),
             "starts": [0, *np.cumsum([len(a) for a in arrays]).tolist()],
         }
         index, temporary = path.with_suffix(".json"), path.with_suffix(".tmp")
@@ -225,12 +318,25 @@ class TokenCorpus:
         return cls(path)
 
 
+def _imports(documents: Sequence[Document]) -> list[list[int]]:
+    """Of each document, the documents of its own package that it imports."""
+    members: dict[str, list[int]] = {}
+    for i, document in enumerate(documents):
+        members.setdefault(package_of(document.name), []).append(i)
+    result: list[list[int]] = [[] for _ in documents]
+    for group in members.values():
+        found = imported_files([documents[i].name for i in group], [documents[i].text for i in group])
+        for i, others in zip(group, found, strict=True):
+            result[i] = [group[other] for other in others]
+    return result
+
+
 def _indexed_hash(path: Path) -> str | None:
     """Data hash of the token file at `path`, None when it or its index is missing or damaged."""
     try:
         info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
         complete = path.stat().st_size == info["starts"][-1] * np.dtype(info["dtype"]).itemsize
-        return str(info["data_hash"]) if complete else None
+        return str(info["data_hash"]) if complete and "imports" in info else None
     except (OSError, ValueError, LookupError, TypeError):
         return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 
 from indexshare.tokenizer import END_OF_TEXT, Tokenizer
 from indexshare.train.corpus import TokenCorpus
+from indexshare.train.lookups import LOOKUPS, choose_lookup, lookup_size
 from indexshare.train.tasks import retrieval_text
 
 State = dict[str, int]
@@ -75,10 +77,10 @@ class Source(Protocol):
 class PackedText:
     """Windows over a corpus laid end to end, package by package.
 
-    Each epoch shuffles the packages, and the files inside each, lays all tokens in one row from a random offset,
-    cuts the row in windows and takes them in random order. A window therefore holds neighbouring files of one
-    package. Windows overlap by one token, so that no token is a target twice, and each is once, except for less than
-    a window at either end of the row.
+    Each epoch lays all tokens in one row in the corpus's `reading_order`, from a random offset, cuts the row in windows
+    and takes them in random order. A window therefore holds neighbouring files of one package, imported ones before
+    those that import them. Windows overlap by one token, so that no token is a target twice, and each is once, except
+    for less than a window at either end of the row.
     """
 
     def __init__(self, corpus: TokenCorpus, *, seed: int) -> None:
@@ -120,9 +122,7 @@ class PackedText:
         if self._layout == (self._epoch, stride):
             return
         rng = np.random.default_rng([self._seed, self._epoch, stride])
-        groups = self._corpus.groups
-        order = [rng.permutation(groups[i]) for i in rng.permutation(len(groups))]
-        self._order = np.concatenate(order)
+        self._order = self._corpus.reading_order(rng)
         lengths = np.diff(self._corpus.starts)[self._order]
         self._ends = np.cumsum(lengths)
         self._offset = int(rng.integers(stride))
@@ -164,6 +164,49 @@ class RetrievalTasks:
         ids: list[int] = []
         while len(ids) < length:
             text = retrieval_text(self._seed, self._index, length - len(ids))
+            self._index += 1
+            ids += [*self._tokenizer.encode(text, parse_special=False), end]
+        return np.asarray(ids[:length], dtype=np.int64)
+
+
+class LookupTasks:
+    """Windows of generated lookups (`lookups.py`), of all sizes up to a whole window; cut at its end.
+
+    How many characters a task has room for is measured on a sample under the tokenizer, so that its questions, which
+    stand last, are not cut off with a small vocabulary and the window is filled with a large one.
+    """
+
+    _SAMPLE = 6000  # characters
+    _FILLED = 0.95  # of a text's room, since samples differ
+
+    def __init__(self, tokenizer: Tokenizer, *, seed: int) -> None:
+        self._tokenizer = tokenizer
+        self._seed = seed
+        self._index = 0
+
+    @cached_property
+    def _density(self) -> dict[str, float]:
+        """Characters per token of each task."""
+        samples = {name: make(random.Random(name), self._SAMPLE) for name, make in LOOKUPS.items()}
+        rows = self._tokenizer.encode_batch(list(samples.values()), parse_special=False)
+        return {name: len(text) / len(row) for (name, text), row in zip(samples.items(), rows, strict=True)}
+
+    def state(self) -> State:
+        """Number of texts made."""
+        return {"index": self._index}
+
+    def restore(self, state: State) -> None:
+        """Continue from a state."""
+        self._index = state["index"]
+
+    def window(self, length: int) -> np.ndarray:
+        """The next window, int64 [length]."""
+        end = self._tokenizer.id_of(END_OF_TEXT)
+        ids: list[int] = []
+        while len(ids) < length:
+            name, rng = choose_lookup(self._seed, self._index)
+            size = lookup_size(rng, length - len(ids))
+            text = LOOKUPS[name](rng, int(self._FILLED * size * self._density[name]))
             self._index += 1
             ids += [*self._tokenizer.encode(text, parse_special=False), end]
         return np.asarray(ids[:length], dtype=np.int64)

@@ -144,6 +144,7 @@ class Trainer:
         """Write a checkpoint."""
         state = {
             "recipe": self.recipe.name,
+            "seed": self.recipe.seed,
             "data_hash": self.data.train.data_hash,
             "sizes": self._sizes(),
             "position": {
@@ -170,6 +171,11 @@ class Trainer:
                 f"the checkpoint in {self.directory} is of recipe {saved['recipe']!r} on data "
                 f"{saved['data_hash'][:12]}, this run is {self.recipe.name!r} on "
                 f"{self.data.train.data_hash[:12]}; use another folder"
+            )
+        if saved.get("seed", self.recipe.seed) != self.recipe.seed:
+            raise ValueError(
+                f"the checkpoint in {self.directory} was trained with seed {saved['seed']}, this run has seed "
+                f"{self.recipe.seed}; use another folder"
             )
         position = saved["position"]
         names = [stage.name for stage in self.recipe.stages]

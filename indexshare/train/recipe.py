@@ -6,16 +6,17 @@ import importlib.util
 import traceback
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
 from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
-from indexshare.train.corpus import Document, Split, TextFolder, TokenCorpus, read_folder, split_documents
-from indexshare.train.data import Mixture, PackedText, RetrievalTasks, Source
+from indexshare.train.corpus import Document, Split, TokenCorpus
+from indexshare.train.data import LookupTasks, Mixture, PackedText, RetrievalTasks, Source
+from indexshare.train.packages import TrainingText
 from indexshare.train.stages import Stage
 
-SOURCES = ("text", "retrieval")  # what a stage's mixture may name
+SOURCES = ("text", "retrieval", "lookup")  # what a stage's mixture may name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Recipe:
 
     name: str
     model: ModelConfig
-    text: TextFolder
+    text: TrainingText
     stages: tuple[Stage, ...]
     seed: int = 0
     start: str | None = None
@@ -96,13 +97,14 @@ class PreparedData:
     train: TokenCorpus
     held_out: TokenCorpus
     documents: list[Document] = field(repr=False)  # held out
-    summary: dict[str, int | float | str]
+    summary: dict[str, Any]
 
     def mixture(self, stage: Stage, seed: int) -> Mixture:
         """The stage's stream of batches."""
         sources: dict[str, Source] = {
             "text": PackedText(self.train, seed=seed),
             "retrieval": RetrievalTasks(self.tokenizer, seed=seed + 1),
+            "lookup": LookupTasks(self.tokenizer, seed=seed + 1),
         }
         assert set(sources) == set(SOURCES)
         return Mixture({name: sources[name] for name in stage.mixture}, stage.mixture, seed=seed)
@@ -120,7 +122,7 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
             the directory that does not fit the model.
     """
     folder = Path(directory)
-    split = split_documents(read_folder(recipe.text), recipe.text.held_out)
+    split = recipe.text.split()
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(folder)
     elif recipe.start is not None:
@@ -160,18 +162,14 @@ def _start_directory(recipe: Recipe) -> Path:
     return directory
 
 
-def _summary(split: Split, train: TokenCorpus, held_out: TokenCorpus) -> dict[str, int | float | str]:
-    return {
+def _summary(split: Split, train: TokenCorpus, held_out: TokenCorpus) -> dict[str, Any]:
+    return split.facts | {
         "data_hash": train.data_hash,
         "held_out_hash": held_out.data_hash,
-        "train_files": len(split.train),
         "train_tokens": len(train),
         "train_bytes": train.num_bytes,
-        "held_out_files": len(split.held_out),
         "held_out_tokens": len(held_out),
         "held_out_bytes": held_out.num_bytes,
-        "equal_files_removed": split.copies,
-        "near_copies_removed": split.near_copies,
     }
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-_NOUNS = [
+NOUNS = [
     "cache",
     "node",
     "path",
@@ -41,7 +41,7 @@ _NOUNS = [
     "option",
     "flag",
 ]
-_VERBS = [
+VERBS = [
     "read",
     "write",
     "load",
@@ -82,15 +82,15 @@ def retrieval_text(seed: int, index: int, num_tokens: int) -> str:
 
 
 def _name(rng: random.Random) -> str:
-    return f"{rng.choice(_VERBS)}_{rng.choice(_NOUNS)}_{rng.choice(_NOUNS)}"
+    return f"{rng.choice(VERBS)}_{rng.choice(NOUNS)}_{rng.choice(NOUNS)}"
 
 
 def filler(rng: random.Random, num_chars: int) -> str:
     """Lines of code without meaning, at least `num_chars` characters, whole statements, a line break at the end."""
     parts: list[str] = []
     while num_chars > 0:
-        a, b = rng.sample(_NOUNS, 2)
-        line = rng.choice(_FILLER).format(a=a, b=b, v=rng.choice(_VERBS), n=rng.randrange(100))
+        a, b = rng.sample(NOUNS, 2)
+        line = rng.choice(_FILLER).format(a=a, b=b, v=rng.choice(VERBS), n=rng.randrange(100))
         parts.append(line)
         num_chars -= len(line) + 1
     return "\n".join(parts) + "\n"

@@ -1,5 +1,6 @@
 """`indexshare train`: a recipe from start to a model that generates, the folder it prints, and mistakes."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,24 @@ def test_a_part_of_a_recipe_and_the_default_folder(
     assert steps == 1
 
 
+def test_a_seed_of_its_own_goes_to_a_folder_of_its_own(
+    run: Callable[..., Any], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = []
+    for seed in (0, 1):
+        result = run("train", recipe, "--part", 0.25, "--seed", seed, "--quiet")
+        assert result.out.strip() == str(Path(f"runs/toy-seed{seed}/model"))
+        folder = tmp_path / result.out.strip()
+        assert json.loads((folder / "training.json").read_text())["seed"] == seed
+        weights.append((folder / "model.safetensors").read_bytes())
+    assert weights[0] != weights[1]
+    run("train", recipe, "--part", 0.25, "--quiet")
+    assert (tmp_path / "runs/toy/model/model.safetensors").read_bytes() == weights[0], "the recipe's own seed is 0"
+    again = run("train", recipe, "--part", 0.25, "--seed", 1, "--out", "runs/toy")
+    assert again.code == 2 and "was trained with seed 0, this run has seed 1; use another folder" in again.err
+
+
 def test_a_stop_names_the_command_that_goes_on(
     run: Callable[..., Any], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,6 +96,8 @@ def test_a_stop_names_the_command_that_goes_on(
     assert seen["resume_command"] == f"{same} --part 0.5"
     run("train", recipe, "--out", tmp_path / "o ut", "--device", "cuda:1")
     assert seen["resume_command"] == f"{same} --device cuda:1"
+    run("train", recipe, "--out", tmp_path / "o ut", "--seed", 3)
+    assert seen["resume_command"] == f"{same} --seed 3"
 
 
 @pytest.mark.parametrize(
@@ -84,6 +105,7 @@ def test_a_stop_names_the_command_that_goes_on(
     [
         (("--part", 0), "--part is 0"),
         (("--part", 2), "--part is 2"),
+        (("--seed", -1), "--seed is -1"),
         (("--checkpoint-minutes", 0), "--checkpoint-minutes is 0"),
         (("--device", "cuda:77"), "CUDA devices"),
     ],

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from indexshare.engine.completion_context import (
     PackedContext,
-    imported_modules,
-    is_module,
     pack_context,
     rank_files,
 )
@@ -157,40 +155,6 @@ print([f.name for f in rank_files(files, "t.py", " ".join(words))])
         for seed in ("1", "2")
     }
     assert len(outputs) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("import os", {"os"}),
-        ("import os.path as p, sys", {"os.path", "sys"}),
-        ("from a.b import c as d, e", {"a.b", "a.b.c", "a.b.e"}),
-        ("    from .text import Text", {"pkg.sub.text", "pkg.sub.text.Text"}),
-        ("from . import text", {"pkg.sub", "pkg.sub.text"}),
-        ("from ..core import run", {"pkg.core", "pkg.core.run"}),
-        ("from a import (\n    b,\n    c,\n)", {"a", "a.b", "a.c"}),
-        ("from a import (\n    b,\n    c", {"a", "a.b", "a.c"}),
-        ("from a import *", {"a"}),
-        ("x = 'import os'\nimportant = 1", set()),
-    ],
-)
-def test_imports_are_found_in_cut_text(text: str, expected: set[str]) -> None:
-    assert imported_modules(text, PurePosixPath("pkg/sub/t.py")) == expected
-
-
-@pytest.mark.parametrize(
-    ("path", "dotted", "yes"),
-    [
-        ("a/b.py", "a.b", True),
-        ("src/a/b.py", "a.b", True),
-        ("a/b/__init__.py", "a.b", True),
-        ("xa/b.py", "a.b", False),
-        ("a/b.txt", "a.b", False),
-        ("__init__.py", "a", False),
-    ],
-)
-def test_module_names_match_paths(path: str, dotted: str, yes: bool) -> None:
-    assert is_module(PurePosixPath(path), dotted) == yes
 
 
 def test_ties_are_broken_by_name() -> None:

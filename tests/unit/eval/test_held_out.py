@@ -9,7 +9,13 @@ import torch
 
 from indexshare.cli import main
 from indexshare.config import preset
-from indexshare.eval.held_out import bits_by_position, evaluate_held_out, held_out_documents, xz_bits
+from indexshare.eval.held_out import (
+    bits_by_position,
+    evaluate_held_out,
+    held_out_documents,
+    package_split,
+    xz_bits,
+)
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.weights import save_model
 from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
@@ -67,6 +73,42 @@ def test_refusals(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "one.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="is held out"):
         held_out_documents({"path": str(tmp_path), "held_out": 0.0})
+
+
+def test_unseen_packages_are_scored_as_they_are_installed(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site, folder = tmp_path / "site", tmp_path / "model"
+    for name in ("shop", "depot"):
+        files = {f"{name}/m{i}.py": text.replace("def f", f"def {name}_f") for i, text in enumerate(TEXTS)}
+        for path, text in files.items():
+            (site / path).parent.mkdir(parents=True, exist_ok=True)
+            (site / path).write_text(text)
+        info = site / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: 1.0\nLicense-Expression: MIT\n")
+        (info / "RECORD").write_text("".join(f"{path},,\n" for path in files))
+    monkeypatch.syspath_prepend(str(site))
+    save_model(silent_model(tokenizer), folder)
+    tokenizer.save(folder)
+    assert {d.name for d in package_split(folder, ["shop"]).held_out} == {f"shop/m{i}.py" for i in range(len(TEXTS))}
+    small = ["--max-tokens", "64", "--context", "700", "--json"]
+    arguments = ["eval", str(folder), "--suite", "held-out,repository", *small]
+    assert main([*arguments, "--packages", "shop, depot"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["files"] == facts["repository"]["files"] == 2 * len(TEXTS)
+    assert all(row["context_files"] > 0 for row in facts["repository"]["by_file"])
+    record = {"base": {"path": str(site)}, "packages": [{"name": "depot"}], "whole": [{"name": "shop"}]}
+    (folder / "training.json").write_text(json.dumps({"text": record}))
+    assert package_split(folder, ["shop"]).held_out
+    for names, message in (
+        ("depot", "the model was trained on depot"),
+        ("no-such-package", "pip install -c constraints.txt no-such-package"),
+    ):
+        assert main([*arguments, "--packages", names]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*arguments, "--packages", "shop", "--text", str(site)]) == 2
+    assert "give one of them" in capsys.readouterr().err
 
 
 def test_the_verb(tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -146,6 +146,26 @@ def test_token_files_hold_the_documents(tokenizer: Tokenizer, tmp_path: Path) ->
     assert members == [["top.py"], ["other/x/y.py"], sorted(d.name for d in DOCUMENTS[1:-1])]
 
 
+def test_imports_are_those_of_the_package(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    texts = {
+        "pkg/__init__.py": "from .core import run\n",
+        "pkg/core.py": "import os\nfrom pkg import util\nfrom . import other\n",
+        "pkg/util.py": "x = 1\n",
+        "pkg/sub/util.py": "from ..core import run\n",
+        "other/core.py": "import pkg.core\n",
+    }
+    documents = [Document(name=name, text=text) for name, text in texts.items()]
+    corpus = TokenCorpus.build(documents, tokenizer, tmp_path / "train.bin")
+    assert corpus.imports == [[1], [0, 2], [], [1], []]
+    index = tmp_path / "train.json"
+    info = json.loads(index.read_text())
+    del info["imports"]
+    index.write_text(json.dumps(info))
+    assert TokenCorpus.build(documents, tokenizer, tmp_path / "train.bin").imports == corpus.imports, (
+        "of an old version"
+    )
+
+
 def test_token_files_are_reused_for_the_same_data_only(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "train.bin"
     first = TokenCorpus.build(DOCUMENTS, tokenizer, path)

@@ -27,9 +27,13 @@ class NumberedCorpus:
     def __init__(self, lengths: list[int], groups: int = 1) -> None:
         self.starts = np.cumsum([0, *lengths])
         self.groups = [g for g in np.array_split(np.arange(len(lengths)), groups) if len(g)]
+        self.imports: list[list[int]] = [[] for _ in lengths]
+        self.num_documents = len(lengths)
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    reading_order = TokenCorpus.reading_order
 
     def document(self, index: int) -> np.ndarray:
         return np.arange(self.starts[index], self.starts[index + 1])
@@ -93,6 +97,23 @@ def test_packages_stay_together() -> None:
     source.window(5)
     package = [next(g for g, members in enumerate(corpus.groups) if d in members) for d in source._order]
     assert sum(a != b for a, b in itertools.pairwise(package)) == 2
+
+
+def test_imported_files_come_first() -> None:
+    """A chain, a diamond and a circle: what is imported stands before, each file once, packages together."""
+    corpus = NumberedCorpus([5] * 12, groups=2)
+    corpus.imports[5], corpus.imports[4], corpus.imports[3] = [4], [3], [0, 1]
+    corpus.imports[9], corpus.imports[10], corpus.imports[11] = [10, 11], [8], [8]
+    corpus.imports[6], corpus.imports[7] = [7], [6]
+    orders = [corpus.reading_order(np.random.default_rng(seed)).tolist() for seed in range(20)]  # type: ignore[misc]
+    assert len({tuple(order) for order in orders}) > 10
+    for order in orders:
+        assert sorted(order) == list(range(12))
+        place = {document: i for i, document in enumerate(order)}
+        assert {place[i] // 6 for i in range(6)} in ({0}, {1})
+        assert max(place[0], place[1]) < place[3] < place[4] < place[5]
+        assert place[8] < min(place[10], place[11]) and max(place[10], place[11]) < place[9]
+        assert abs(place[6] - place[7]) == 1
 
 
 @pytest.fixture(scope="module")
