@@ -145,7 +145,7 @@ void Step<T>::score_part(int64_t layer, int64_t index, int64_t part, Scratch<T>&
                 pack_rows(rows, units, s.panel.data() + v * LANES, KEYS);
             }
             f32v score[TILE_VECTORS];
-            score_keys<T>(padded_index_heads, units, q, &index_weights[row * padded_index_heads], s.panel.data(), score);
+            score_keys<T>(m.index_heads, units, q, &index_weights[row * padded_index_heads], s.panel.data(), score);
             found.make_room();
             for (int v = 0; v < TILE_VECTORS && v * LANES < visible; ++v) {
                 const int valid = (int)std::min<int64_t>(LANES, visible - v * LANES);

@@ -200,15 +200,16 @@ inline f32v positive(f32v x) {
 
 // Scores of one query against KEYS packed keys: sum over heads of weight * max(q . key, 0).
 template <class T>
-inline void score_keys(int64_t padded_heads, int64_t units, const uint32_t* q, const float* weights,
+inline void score_keys(int64_t heads, int64_t units, const uint32_t* q, const float* weights,
                        const uint32_t* panel, f32v (&score)[TILE_VECTORS]) {
     for (int v = 0; v < TILE_VECTORS; ++v) score[v] = f32v{};
-    for_row_tiles(padded_heads, [&](auto rows, int64_t head) {
+    for_row_tiles(round_up(heads, ROW_GRAIN), [&](auto rows, int64_t head) {
         constexpr int R = decltype(rows)::value;
         f32v acc[R][TILE_VECTORS] = {};
         dots<T, R, TILE_VECTORS>(q + head * units, units, panel, units, acc);
 #pragma GCC unroll 8
         for (int h = 0; h < R; ++h) {
+            if (head + h >= heads) break;  // zeros that fill a tile times an infinite key are NaN
 #pragma GCC unroll 8
             for (int v = 0; v < TILE_VECTORS; ++v) {
                 score[v] += positive(acc[h][v]) * weights[head + h];

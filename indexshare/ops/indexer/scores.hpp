@@ -31,6 +31,7 @@ class LaneScores {
 
     // q [count][heads][units], weights [count][heads].
     void take(const uint32_t* q, const float* weights, int64_t count, int64_t heads, int64_t units) {
+        heads_ = heads;
         padded_heads_ = round_up(heads, ROW_GRAIN);
         units_ = units;
         queries_.assign(count * padded_heads_ * units, 0);
@@ -50,11 +51,11 @@ class LaneScores {
 
     void scores_of(int64_t query, f32v (&score)[VECTORS]) const {
         const int64_t row = query * padded_heads_;
-        score_keys<T>(padded_heads_, units_, &queries_[row * units_], &weights_[row], panel_.data(), score);
+        score_keys<T>(heads_, units_, &queries_[row * units_], &weights_[row], panel_.data(), score);
     }
 
    private:
-    int64_t padded_heads_ = 0, units_ = 0;
+    int64_t heads_ = 0, padded_heads_ = 0, units_ = 0;
     Lines<uint32_t> panel_, queries_;
     Lines<float> weights_;
 };

@@ -101,6 +101,18 @@ def test_not_a_number_is_the_largest_score_as_in_torch(bad: float, where: str) -
     assert torch.equal(indexer_cpu.select_topk(**tensors, positions=positions, topk=32), expected)
 
 
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf])
+@pytest.mark.parametrize("heads", [1, 3, 8])
+def test_an_infinite_key_is_the_largest_or_nothing(bad: float, heads: int) -> None:
+    q, keys = torch.randint(1, 4, (6, heads, 8)).float(), torch.randint(-2, 3, (400, 8)).float()
+    keys[7, 3] = bad
+    weights, positions = torch.rand(6, heads) + 0.1, torch.arange(6) * 60 + 99
+    expected = indexer_reference.select_topk(q, weights, keys, positions, 32)
+    actual = indexer_cpu.select_topk(q, weights, keys, positions, 32)
+    assert torch.equal((actual == 7).any(1), (expected == 7).any(1))
+    assert bool((actual == 7).any(1).all()) == (bad > 0)
+
+
 def test_bfloat16_selects_the_mass_of_the_reference() -> None:
     q, w, k = torch.randn(64, 8, 64).bfloat16(), torch.randn(64, 8), torch.randn(4096, 64).bfloat16()
     positions = torch.arange(4032, 4096)
