@@ -95,11 +95,9 @@ def evaluate(
     model
         Name of a shipped model, or a model directory.
     suite
-        What to measure, separated by commas: held-out (bits per byte against xz and full attention, and by position),
-        needle, recall, repository, draft, or all.
+        What to measure, separated by commas: held-out (bits per byte), needle, recall, repository, draft, or all.
     text
-        Score every *.py file of this folder. By default the model's own held-out files: the text named in its
-        training.json, split again by the same rule.
+        Score every *.py file of this folder. By default the model's own held-out files, by its training.json.
     max_tokens
         Longest context of `held-out`; longer files are scored in stretches of it.
     plot
@@ -107,7 +105,7 @@ def evaluate(
     dtype
         float32 or bfloat16; unless given, float32 on a CPU, else as stored.
     weights
-        int8 or int4: score the model with its matrices in so few bits, as `--weights` of `generate` keeps them.
+        int8 or int4: with matrices in so few bits, as `generate` has them.
     device
         Where to run: cpu, cuda, cuda:1, ...
     json

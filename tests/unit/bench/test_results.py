@@ -151,4 +151,4 @@ def test_a_report_is_one_json_object() -> None:
     assert facts["model"]["weights"] == "random"
     assert facts["speed"][0]["prefill"]["by"] in ("arithmetic", "memory", "neither")
     assert facts["gate"] == {"passed": True, "checks": []}
-    assert facts["settings"]["prefill_chunk"] == 512
+    assert facts["settings"]["prefill_chunk"] == PREFILL_CHUNK
