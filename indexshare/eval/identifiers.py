@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import PurePosixPath
 
+import torch
+
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, batches, check_length, hidden_states, predictions
 from indexshare.eval.package import Target, choose_targets, package_context
@@ -267,7 +269,7 @@ def _score(
                 ids = rows[i][start:stop]
                 states = hidden[span.start + start - 1 : span.start + stop]  # one more: what follows the name
                 *said, after = predictions(model, states)
-                nats = token_losses(states[:-1], model.lm_head.weight, states.new_tensor(ids).long()).sum()
+                nats = token_losses(states[:-1], model.lm_head.weight, torch.tensor(ids, device=states.device)).sum()
                 ended = not re.match(rb"[A-Za-z0-9_]", tokenizer.token_bytes(after))
                 result.append((said == ids and ended, float(nats) / math.log(2)))
     return result

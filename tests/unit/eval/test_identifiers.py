@@ -1,10 +1,16 @@
 """Uses of far names: which are found, and how they are scored under both contexts."""
 
-import pytest
+import math
 
+import pytest
+import torch
+
+from indexshare.config import preset
+from indexshare.eval.forward import hidden_states
 from indexshare.eval.identifiers import (
     CompletedUse,
     Use,
+    _score,
     complete_identifiers,
     definitions,
     find_definers,
@@ -12,8 +18,10 @@ from indexshare.eval.identifiers import (
     summarise,
 )
 from indexshare.eval.package import choose_targets
+from indexshare.model.glm import GlmMoeDsa
 from indexshare.tokenizer import Tokenizer, train_bpe
 from indexshare.train.corpus import Document
+from indexshare.train.objectives import token_losses
 from tests.unit.eval.fakes import Copier, FakeModel
 
 LIBRARY = (
@@ -102,6 +110,18 @@ def test_a_silent_model_completes_nothing(tokenizer: Tokenizer) -> None:
     figures = summarise(found)
     assert set(figures) == {"far", "package", "visible", "all"} and figures["all"].uses == 2
     assert figures["all"].accuracy[0].value == 0 and figures["all"].bits_saved.value == pytest.approx(0)
+
+
+@torch.no_grad()
+def test_names_are_scored_in_bfloat16_too(tokenizer: Tokenizer) -> None:
+    """Token ids must not pass through the dtype of the hidden states: bfloat16 holds odd numbers up to 256 only."""
+    model = GlmMoeDsa(preset("tiny").replace(vocab_size=tokenizer.vocab_size)).initialise(0).bfloat16().eval()
+    row = [5, 257, 259, 7, 261, 9]
+    hidden, _ = hidden_states(model, [row])
+    losses = token_losses(hidden[:-1], model.lm_head.weight, torch.tensor(row[1:]))
+    (_, bits), (_, others) = _score(model, tokenizer, [row], [[(1, 3), (4, 5)]])
+    assert bits == pytest.approx(float(losses[:2].sum()) / math.log(2))
+    assert others == pytest.approx(float(losses[3]) / math.log(2))
 
 
 def test_refusals(tokenizer: Tokenizer) -> None:
