@@ -27,7 +27,7 @@ from indexshare.config.shipped import model_directory
 from indexshare.engine.llm import LLM
 from indexshare.engine.request import SamplingParams
 from indexshare.eval.bootstrap import Estimate
-from indexshare.eval.held_out import held_out_split, training_text
+from indexshare.eval.held_out import held_out_split, package_split, training_text
 from indexshare.eval.identifiers import CompletedUse, complete_identifiers, summarise
 from indexshare.model.weights import load_model
 from indexshare.tokenizer import Tokenizer
@@ -100,6 +100,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="nano")
     parser.add_argument("--text", type=Path, help="a folder instead of the model's own held-out files")
+    parser.add_argument("--packages", default="", help="installed packages that the model has not seen: a,b,c")
     parser.add_argument("--long", type=int, default=16_384)
     parser.add_argument("--short", type=int, default=1024)
     parser.add_argument("--files", type=int, default=24)
@@ -119,7 +120,8 @@ def main() -> None:
     if arguments.text is not None:
         held_out = everything = read_folder(TextFolder(path=str(arguments.text)))
     else:
-        split = held_out_split(training_text(directory))
+        packages = [name for name in arguments.packages.split(",") if name]
+        split = package_split(directory, packages) if packages else held_out_split(training_text(directory))
         held_out, everything = split.held_out, [*split.train, *split.held_out]
     model = load_model(arguments.model, dtype=arguments.dtype, device=arguments.device)
     tokenizer = Tokenizer.load(directory)
