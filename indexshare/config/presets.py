@@ -81,6 +81,27 @@ def _deepseek_v32() -> ModelConfig:
     )
 
 
+def _pico() -> ModelConfig:
+    """About a million parameters: six layers, Full at 0, 1 and 2, and a draft layer."""
+    return _small(
+        vocab_size=1024,
+        hidden_size=96,
+        intermediate_size=256,
+        moe_intermediate_size=32,
+        num_hidden_layers=6,
+        q_lora_rank=64,
+        kv_lora_rank=32,
+        qk_nope_head_dim=16,
+        qk_rope_head_dim=16,
+        v_head_dim=32,
+        index_n_heads=4,
+        index_head_dim=32,
+        index_topk=64,
+        max_position_embeddings=8192,
+        rope_parameters=RopeParameters(rope_theta=1e4),
+    )
+
+
 def _tiny() -> ModelConfig:
     return _small(
         vocab_size=256,
@@ -107,6 +128,7 @@ PRESETS = {
     "glm-5.1": lambda: ModelConfig(**_glm_5()),  # type: ignore[arg-type]
     "deepseek-v3.2": _deepseek_v32,
     "nano": _small,
+    "pico": _pico,
     "tiny": _tiny,
 }
 

@@ -1,0 +1,104 @@
+"""`pico`: a million parameters, for tests, drafting and reinforcement learning in seconds. It does not ship yet.
+
+From nothing, through the stages of `nano`, on the standard library with a small vocabulary of its own. It has not
+been trained in this form; a rehearsal at a third of its tokens had not learned to copy (`docs/LOG.md`, 2026-11-21).
+"""
+
+from __future__ import annotations
+
+from indexshare.config.presets import preset
+from indexshare.config.share_plan import SharePlan
+from indexshare.train.corpus import STANDARD_LIBRARY, TextFolder
+from indexshare.train.optim import OptimConfig, Schedule
+from indexshare.train.recipe import Recipe
+from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
+
+K = 1024
+REACH = 8 * K  # the context; rows are shorter, stretched positions show the model its far distances
+PEAK = OptimConfig(muon_lr=4e-3, adam_lr=1.6e-2)
+LATE = OptimConfig(muon_lr=1.6e-3, adam_lr=6.4e-3, indexer_lr=3e-3)
+LONG_TEXT = {"text": 0.75, "lookup": 0.25}
+
+
+def recipe() -> Recipe:
+    """All stages; `--seed` gives others than this one."""
+    model = preset("pico")
+    text = TextFolder(
+        path=STANDARD_LIBRARY,
+        exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
+    )
+    stages = (*full_stages(), *sparse_stages(model.share_plan))
+    return Recipe(name="pico", model=model, text=text, stages=stages, seed=0, evaluate_every=250)
+
+
+def full_stages() -> tuple[Stage, ...]:
+    """Dense pre-training in short rows, then longer ones, and the indexers' warm-up."""
+    return (
+        pretrain(
+            name="pretrain_short",
+            tokens=3_000 * K,
+            sequence_length=256,
+            batch_tokens=2 * K,
+            mixture={"text": 0.92, "lookup": 0.08},
+            optim=PEAK,
+            schedule=Schedule(kind="constant", warmup=0.02),
+            balance_rate=1e-2,
+        ),
+        pretrain(
+            name="pretrain",
+            tokens=2_000 * K,
+            sequence_length=1 * K,
+            batch_tokens=4 * K,
+            micro_tokens=2 * K,
+            mixture={"text": 0.85, "lookup": 0.15},
+            position_reach=REACH,
+            mtp_weight=0.3,
+            mtp_from=0.5,
+            optim=PEAK,
+            schedule=Schedule(kind="wsd", warmup=0.02, decay=0.6, final=0.3),
+            balance_rate=3e-3,
+        ),
+        indexer_warmup(
+            tokens=256 * K,
+            sequence_length=1 * K,
+            batch_tokens=4 * K,
+            micro_tokens=2 * K,
+            position_reach=REACH,
+            indexer_stride=4,
+            optim=OptimConfig(indexer_lr=5e-3),
+        ),
+    )
+
+
+def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
+    """Top-k attention, first with every layer Full, then shared."""
+    return (
+        sparse(
+            tokens=384 * K,
+            sequence_length=1 * K,
+            batch_tokens=4 * K,
+            micro_tokens=2 * K,
+            position_reach=REACH,
+            indexer_stride=4,
+            mixture=LONG_TEXT,
+            mtp_weight=0.3,
+            optim=LATE,
+            schedule=Schedule(kind="constant", warmup=0.05),
+        ),
+        index_share(
+            plan,
+            tokens=896 * K,
+            sequence_length=2 * K,
+            batch_tokens=4 * K,
+            micro_tokens=2 * K,
+            position_reach=REACH,
+            indexer_loss="all",
+            indexer_target="served",
+            indexer_stride=8,
+            mixture=LONG_TEXT,
+            mtp_weight=0.3,
+            mtp_steps=2,
+            optim=LATE,
+            schedule=Schedule(kind="cosine", warmup=0.03, final=0.05),
+        ),
+    )
