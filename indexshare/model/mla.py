@@ -86,7 +86,7 @@ class MLA(nn.Module):
         """Cache rows `[N, C + P]`: normalised latent, then the rotated key shared by all heads."""
         rows = self.kv_a_proj_with_mqa(x)
         latent, key = rows.split((self.rank, self.rope_dim), dim=-1)
-        if (not rows.requires_grad and not self.kv_a_layernorm.weight.requires_grad) or not torch.is_grad_enabled():
+        if not torch.is_grad_enabled():
             ops.apply_rope(key[:, None], *rope, interleave=True, out=key[:, None])
             ops.rms_norm(latent, self.kv_a_layernorm.weight, LATENT_NORM_EPS, out=latent)
             return rows

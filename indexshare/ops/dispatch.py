@@ -138,7 +138,7 @@ def route(
 
 def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
     """Weighted sum of the chosen experts `[N, H]`. Contract: `ops/experts/reference.py`."""
-    return _implementation("experts", x, ids)(x, ids, weights, gate_up, down)
+    return _implementation("experts", x)(x, ids, weights, gate_up, down)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:

@@ -132,20 +132,28 @@ inline void store_row(T* to, const float* from, int64_t count, float factor) {
     }
 }
 
-// acc[r][v] = sum over u of panel[u][v] * rows[r][u]; panel `[units][V * LANES]`, rows `stride` units apart.
+// acc[r][v] += sum over u of panel[u][v] * rows[r][u]; panel `[units][V * LANES]`.
 template <class T, int R, int V>
-inline void dots(const uint32_t* rows, int64_t stride, const uint32_t* panel, int64_t units, f32v (&acc)[R][V]) {
+inline void dots(const uint32_t* const (&rows)[R], const uint32_t* panel, int64_t units, f32v (&acc)[R][V]) {
     for (int64_t u = 0; u < units; ++u) {
         u32v column[V];
 #pragma GCC unroll 8
         for (int v = 0; v < V; ++v) column[v] = load<u32v>(panel + (u * V + v) * LANES);
 #pragma GCC unroll 8
         for (int r = 0; r < R; ++r) {
-            const uint32_t unit = rows[r * stride + u];
+            const uint32_t unit = rows[r][u];
 #pragma GCC unroll 8
             for (int v = 0; v < V; ++v) acc[r][v] = mac<T>(acc[r][v], column[v], unit);
         }
     }
+}
+
+// The same for rows that lie `stride` units apart.
+template <class T, int R, int V>
+inline void dots(const uint32_t* rows, int64_t stride, const uint32_t* panel, int64_t units, f32v (&acc)[R][V]) {
+    const uint32_t* each[R];
+    for (int r = 0; r < R; ++r) each[r] = rows + r * stride;
+    dots<T>(each, panel, units, acc);
 }
 
 #if defined(__clang__)

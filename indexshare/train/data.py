@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Protocol
@@ -142,13 +143,17 @@ class PackedText:
         return np.concatenate(parts).astype(np.int64)
 
 
-class RetrievalTasks:
-    """Windows of generated retrieval text (`tasks.py`), each filled by whole tasks and cut at its end."""
+class _GeneratedTexts(ABC):
+    """Windows filled by whole generated texts and cut at their end; resumed by the number of texts made."""
 
     def __init__(self, tokenizer: Tokenizer, *, seed: int) -> None:
         self._tokenizer = tokenizer
         self._seed = seed
         self._index = 0
+
+    @abstractmethod
+    def _text(self, room: int) -> str:
+        """The text of number `_index`, of at most about `room` tokens."""
 
     def state(self) -> State:
         """Number of texts made."""
@@ -163,14 +168,21 @@ class RetrievalTasks:
         end = self._tokenizer.id_of(END_OF_TEXT)
         ids: list[int] = []
         while len(ids) < length:
-            text = retrieval_text(self._seed, self._index, length - len(ids))
+            text = self._text(length - len(ids))
             self._index += 1
             ids += [*self._tokenizer.encode(text, parse_special=False), end]
         return np.asarray(ids[:length], dtype=np.int64)
 
 
-class LookupTasks:
-    """Windows of generated lookups (`lookups.py`), of all sizes up to a whole window; cut at its end.
+class RetrievalTasks(_GeneratedTexts):
+    """Generated retrieval text (`tasks.py`)."""
+
+    def _text(self, room: int) -> str:
+        return retrieval_text(self._seed, self._index, room)
+
+
+class LookupTasks(_GeneratedTexts):
+    """Generated lookups (`lookups.py`), of all sizes up to a whole window.
 
     How many characters a task has room for is measured on a sample under the tokenizer, so that its questions, which
     stand last, are not cut off with a small vocabulary and the window is filled with a large one.
@@ -179,11 +191,6 @@ class LookupTasks:
     _SAMPLE = 6000  # characters
     _FILLED = 0.95  # of a text's room, since samples differ
 
-    def __init__(self, tokenizer: Tokenizer, *, seed: int) -> None:
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._index = 0
-
     @cached_property
     def _density(self) -> dict[str, float]:
         """Characters per token of each task."""
@@ -191,25 +198,10 @@ class LookupTasks:
         rows = self._tokenizer.encode_batch(list(samples.values()), parse_special=False)
         return {name: len(text) / len(row) for (name, text), row in zip(samples.items(), rows, strict=True)}
 
-    def state(self) -> State:
-        """Number of texts made."""
-        return {"index": self._index}
-
-    def restore(self, state: State) -> None:
-        """Continue from a state."""
-        self._index = state["index"]
-
-    def window(self, length: int) -> np.ndarray:
-        """The next window, int64 [length]."""
-        end = self._tokenizer.id_of(END_OF_TEXT)
-        ids: list[int] = []
-        while len(ids) < length:
-            name, rng = choose_lookup(self._seed, self._index)
-            size = lookup_size(rng, length - len(ids))
-            text = LOOKUPS[name](rng, int(self._FILLED * size * self._density[name]))
-            self._index += 1
-            ids += [*self._tokenizer.encode(text, parse_special=False), end]
-        return np.asarray(ids[:length], dtype=np.int64)
+    def _text(self, room: int) -> str:
+        name, rng = choose_lookup(self._seed, self._index)
+        size = lookup_size(rng, room)
+        return LOOKUPS[name](rng, int(self._FILLED * size * self._density[name]))
 
 
 class Mixture:

@@ -50,7 +50,7 @@ def route(
     return ids, weights
 
 
-def experts_unsupported(x: Tensor, ids: Tensor) -> str | None:
+def experts_unsupported(x: Tensor) -> str | None:
     """Why the kernels cannot take these arguments of `experts`, or None. Gradients are no reason: see there."""
     with torch.no_grad():
         return rows_cpu.unsupported(x)

@@ -24,25 +24,6 @@ struct ExpertProblem {
     const float* weights;              // at each place
 };
 
-// The rows at `rows` times the panel [units][WIDE * LANES].
-template <class T>
-inline void wide_products(const char* const (&rows)[ROWS_OF_WIDE], const uint32_t* panel, int64_t units,
-                          f32v (&acc)[ROWS_OF_WIDE][WIDE]) {
-    const uint32_t* row[ROWS_OF_WIDE];
-    for (int r = 0; r < ROWS_OF_WIDE; ++r) row[r] = (const uint32_t*)rows[r];
-    for (int64_t u = 0; u < units; ++u) {
-        u32v column[WIDE];
-#pragma GCC unroll 8
-        for (int v = 0; v < WIDE; ++v) column[v] = load<u32v>(panel + (u * WIDE + v) * LANES);
-#pragma GCC unroll 8
-        for (int r = 0; r < ROWS_OF_WIDE; ++r) {
-            const u32v unit = splat(row[r][u]);
-#pragma GCC unroll 8
-            for (int v = 0; v < WIDE; ++v) acc[r][v] = mac<T>(acc[r][v], column[v], unit);
-        }
-    }
-}
-
 // Rows of a matrix [..][width] become the lanes of vector `v` of a panel; rows from `count` on are zeros.
 template <class T>
 inline void pack_vector(const char* matrix, int64_t first, int64_t count, int64_t width, uint32_t* panel, int v) {
@@ -57,10 +38,10 @@ inline void pack_vector(const char* matrix, int64_t first, int64_t count, int64_
 template <class T, class Row, class Use>
 inline void for_products(int64_t start, int64_t stop, int64_t units, const uint32_t* panel, Row row, Use use) {
     for (int64_t place = start; place < stop; place += ROWS_OF_WIDE) {
-        const char* rows[ROWS_OF_WIDE];
-        for (int r = 0; r < ROWS_OF_WIDE; ++r) rows[r] = row(std::min(place + r, stop - 1));
+        const uint32_t* rows[ROWS_OF_WIDE];
+        for (int r = 0; r < ROWS_OF_WIDE; ++r) rows[r] = (const uint32_t*)row(std::min(place + r, stop - 1));
         f32v acc[ROWS_OF_WIDE][WIDE] = {};
-        wide_products<T>(rows, panel, units, acc);
+        dots<T>(rows, panel, units, acc);
         for (int r = 0; r < ROWS_OF_WIDE && place + r < stop; ++r) use(place + r, acc[r]);
     }
 }

@@ -16,16 +16,8 @@ namespace indexshare {
 namespace {
 
 // How keys are scored: in tiles where there are any.
-template <class T, bool TILES = USE_TILES<T>>
-struct Scores {
-    using Type = LaneScores<T>;
-};
-#if defined(INDEXSHARE_TILES)
 template <class T>
-struct Scores<T, true> {
-    using Type = TileScores;
-};
-#endif
+using ScoresOf = std::conditional_t<USE_TILES<T>, TileScores, LaneScores<T>>;
 
 struct Problem {
     const char* q;
@@ -77,7 +69,7 @@ int select(const Problem& p, int64_t keys, int64_t* out, int threads) {
     const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads / std::max<int64_t>(blocks, 1), keys / (8 * KEYS)));
     const int64_t span = round_up((keys + parts - 1) / parts, KEYS);
     std::atomic<int> failed{0};
-    using Scorer = typename Scores<T>::Type;
+    using Scorer = ScoresOf<T>;
     std::vector<Workspace<Scorer>> work(parts > 1 ? blocks * parts : 0);
 #pragma omp parallel num_threads(threads)
     {

@@ -7,6 +7,12 @@
 #include "../tiles.hpp"
 #include "scores.hpp"
 
+namespace indexshare {
+
+class TileScores;
+
+}  // namespace indexshare
+
 #if defined(INDEXSHARE_TILES)
 
 namespace indexshare {

@@ -10,21 +10,13 @@ namespace indexshare {
 namespace {
 
 // Which attend_rows works: in tiles where there are any (head_tiles.hpp), else with heads as lanes (head_lanes.hpp).
-template <class T, bool TILES = USE_TILES<T>>
-struct Attention {
-    using Scratch = AttentionScratch<T>;
-};
-#if defined(INDEXSHARE_TILES)
 template <class T>
-struct Attention<T, true> {
-    using Scratch = TileScratch;
-};
-#endif
+using ScratchOf = std::conditional_t<USE_TILES<T>, TileScratch, AttentionScratch<T>>;
 
 // Scratch memory of one thread.
 template <class T>
 struct Workspace {
-    using Scratch = typename Attention<T>::Scratch;
+    using Scratch = ScratchOf<T>;
     std::vector<const char*> rows;
     Scratch attention;
     Lines<float> sums;

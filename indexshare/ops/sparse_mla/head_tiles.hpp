@@ -7,6 +7,12 @@
 #include "../tiles.hpp"
 #include "head_lanes.hpp"
 
+namespace indexshare {
+
+struct TileScratch;
+
+}  // namespace indexshare
+
 #if defined(INDEXSHARE_TILES)
 
 namespace indexshare {

@@ -37,18 +37,21 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("native")
 
 
-def check_selection(seed: int, queries: int, heads: int, dim: int, keys: int, topk: int, *, ties: bool) -> None:
-    """The kernel against the reference, on keys that lie apart in a larger, odd-aligned buffer."""
+def check_selection(
+    seed: int, queries: int, heads: int, dim: int, keys: int, topk: int, *, ties: bool,
+    dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
+    """The kernel against the float32 reference, on keys that lie apart in a larger, odd-aligned buffer."""
     generator = torch.Generator().manual_seed(seed)
     shapes = ((queries, heads, dim), (queries, heads), (keys, dim))
     if ties:
         q, w, k = (torch.randint(-2, 3, s, generator=generator).float() for s in shapes)
     else:
-        q, w, k = (torch.randn(s, generator=generator) for s in shapes)
-    storage = torch.empty(keys, dim + 3).fill_(torch.nan)
+        q, w, k = (torch.randn(s, generator=generator).to(dtype).float() for s in shapes)
+    storage = torch.empty(keys, dim + 3, dtype=dtype).fill_(torch.nan)
     storage[:, 1 : dim + 1] = k
     positions = torch.randint(keys, (queries,), generator=generator)
-    actual = indexer_cpu.select_topk(q, w, storage[:, 1 : dim + 1], positions, topk)
+    actual = indexer_cpu.select_topk(q.to(dtype), w, storage[:, 1 : dim + 1], positions, topk)
     expected = indexer_reference.select_topk(q, w, k, positions, topk)
     if ties:  # small integers are exact, so the choice is too
         assert torch.equal(actual, expected)
@@ -124,19 +127,23 @@ def test_bfloat16_selects_the_mass_of_the_reference() -> None:
     assert actual >= 0.999 * expected
 
 
-def check_attention(seed: int, queries: int, heads: int, width: int, values: int, rows: int, k: int) -> None:
+def check_attention(
+    seed: int, queries: int, heads: int, width: int, values: int, rows: int, k: int,
+    *, dtype: torch.dtype = torch.float32,
+) -> None:  # fmt: skip
     """The kernel against the reference, on a pool whose rows lie apart; what is not chosen is NaN."""
     generator = torch.Generator().manual_seed(seed)
-    q, pool = torch.randn(queries, heads, width, generator=generator), torch.randn(rows, width, generator=generator)
+    q = torch.randn(queries, heads, width, generator=generator).to(dtype)
+    pool = torch.randn(rows, width, generator=generator).to(dtype)
     slots = torch.randint(-1, rows, (queries, k), generator=generator)
     unused = torch.ones(rows, dtype=torch.bool)
     unused[slots[slots >= 0]] = False
     pool[unused] = torch.nan
-    storage = torch.full((rows, width + 5), torch.nan)
+    storage = torch.full((rows, width + 5), torch.nan, dtype=dtype)
     storage[:, 1 : width + 1] = pool
     expected, expected_lse = mla_reference.sparse_mla(q, pool, slots, 0.3, values)
     actual, lse = mla_cpu.sparse_mla_with_lse(q, storage[:, 1 : width + 1], slots, 0.3, values, want_lse=True)
-    torch.testing.assert_close(actual, expected, **TOL["sparse mla", "float32"].bounds)
+    torch.testing.assert_close(actual, expected, **TOL["sparse mla", str(dtype)[6:]].bounds)
     assert lse is not None
     torch.testing.assert_close(lse, expected_lse, **TOL["log-sum-exp", "float32"].bounds)
 

@@ -22,8 +22,7 @@ from indexshare.ops.native import LEVELS, Level, Native, build, processor_featur
 from indexshare.ops.sparse_mla import cpu_impl as mla_cpu
 from indexshare.ops.sparse_mla import reference as mla_reference
 from tests.tolerance import TOL
-from tests.unit.ops.test_native import check_attention as check_float_attention
-from tests.unit.ops.test_native import check_selection as check_float_selection
+from tests.unit.ops.test_native import check_attention, check_selection
 
 ROOT = Path(__file__).resolve().parents[3]
 OPS = ROOT / "indexshare" / "ops"
@@ -64,48 +63,6 @@ def emulated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def check_selection(seed: int, queries: int, heads: int, dim: int, keys: int, topk: int, *, ties: bool) -> None:
-    """In bfloat16 against the reference, on keys that lie apart in a larger, odd-aligned buffer."""
-    generator = torch.Generator().manual_seed(seed)
-    shapes = ((queries, heads, dim), (queries, heads), (keys, dim))
-    if ties:
-        q, w, k = (torch.randint(-2, 3, s, generator=generator).float() for s in shapes)
-    else:
-        q, w, k = (torch.randn(s, generator=generator).bfloat16().float() for s in shapes)
-    storage = torch.empty(keys, dim + 3, dtype=torch.bfloat16).fill_(torch.nan)
-    storage[:, 1 : dim + 1] = k
-    positions = torch.randint(keys, (queries,), generator=generator)
-    actual = indexer_cpu.select_topk(q.bfloat16(), w, storage[:, 1 : dim + 1], positions, topk)
-    expected = indexer_reference.select_topk(q, w, k, positions, topk)
-    if ties:  # small integers are exact, so the choice is too
-        assert torch.equal(actual, expected)
-        return
-    assert torch.equal(actual >= 0, expected >= 0)
-    assert bool((actual.diff(dim=1)[actual[:, 1:] >= 0] > 0).all())
-    assert bool((actual <= positions[:, None]).all())
-    scores = indexer_reference.index_scores(q, w, k)
-    mass = [scores.gather(1, c.clamp_min(0)).masked_fill(c < 0, 0).sort(1).values for c in (actual, expected)]
-    torch.testing.assert_close(*mass, **TOL["selected score mass", "float32"].bounds)
-
-
-def check_attention(seed: int, queries: int, heads: int, width: int, values: int, rows: int, k: int) -> None:
-    """In bfloat16 against the reference, on a pool whose rows lie apart; what is not chosen is NaN."""
-    generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(queries, heads, width, generator=generator).bfloat16()
-    pool = torch.randn(rows, width, generator=generator).bfloat16()
-    slots = torch.randint(-1, rows, (queries, k), generator=generator)
-    unused = torch.ones(rows, dtype=torch.bool)
-    unused[slots[slots >= 0]] = False
-    pool[unused] = torch.nan
-    storage = torch.full((rows, width + 5), torch.nan, dtype=torch.bfloat16)
-    storage[:, 1 : width + 1] = pool
-    expected, expected_lse = mla_reference.sparse_mla(q, pool, slots, 0.3, values)
-    actual, lse = mla_cpu.sparse_mla_with_lse(q, storage[:, 1 : width + 1], slots, 0.3, values, want_lse=True)
-    torch.testing.assert_close(actual, expected, **TOL["sparse mla", "bfloat16"].bounds)
-    assert lse is not None
-    torch.testing.assert_close(lse, expected_lse, **TOL["log-sum-exp", "float32"].bounds)
-
-
 @pytest.mark.usefixtures("emulated")
 @settings(deadline=None, max_examples=25)
 @given(
@@ -115,7 +72,7 @@ def check_attention(seed: int, queries: int, heads: int, width: int, values: int
 def test_selection_over_shapes(
     seed: int, queries: int, heads: int, pairs: int, keys: int, topk: int, ties: bool
 ) -> None:
-    check_selection(seed, queries, heads, 2 * pairs, keys, topk, ties=ties)
+    check_selection(seed, queries, heads, 2 * pairs, keys, topk, ties=ties, dtype=torch.bfloat16)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -140,13 +97,13 @@ def test_not_a_number_is_the_largest_score_as_in_torch(bad: float, where: str) -
     part=st.floats(0.1, 1.0), rows=st.integers(1, 300), k=st.integers(1, 200),
 )  # fmt: skip
 def test_attention_over_shapes(seed: int, queries: int, heads: int, pairs: int, part: float, rows: int, k: int) -> None:
-    check_attention(seed, queries, heads, 2 * pairs, 2 * max(1, int(part * pairs)), rows, k)
+    check_attention(seed, queries, heads, 2 * pairs, 2 * max(1, int(part * pairs)), rows, k, dtype=torch.bfloat16)
 
 
 @pytest.mark.usefixtures("emulated")
 @pytest.mark.parametrize("k", [1, 31, 32, 33, 63, 64, 65, 96, 128, 129])
 def test_attention_at_the_ends_of_chunks(k: int) -> None:
-    check_attention(k, 2, 17, 34, 32, 200, k)
+    check_attention(k, 2, 17, 34, 32, 200, k, dtype=torch.bfloat16)
 
 
 @pytest.mark.usefixtures("emulated")
@@ -200,8 +157,8 @@ def test_any_number_of_threads_and_any_batch_give_the_same_bits() -> None:
 @pytest.mark.usefixtures("emulated")
 def test_float32_stays_in_vectors() -> None:
     for seed in range(4):
-        check_float_selection(seed, 21, 5, 24, 500, 40, ties=seed % 2 == 0)
-        check_float_attention(seed, 5, 6, 40, 24, 200, 90)
+        check_selection(seed, 21, 5, 24, 500, 40, ties=seed % 2 == 0)
+        check_attention(seed, 5, 6, 40, 24, 200, 90)
 
 
 PRODUCT = """
@@ -291,8 +248,8 @@ ALONE = """
     tests.use(room._load(pathlib.Path(sys.argv[1]), tests.EMULATED))
     torch.set_num_threads(2)
     for seed in range(6):
-        tests.check_selection(seed, 19, 3 + 7 * seed, 8 + 10 * seed, 333, 40, ties=seed % 2 == 0)
-        tests.check_attention(seed, 3, 5 + 11 * seed, 20 + 10 * seed, 20, 90, 30 + 20 * seed)
+        tests.check_selection(seed, 19, 3 + 7 * seed, 8 + 10 * seed, 333, 40, ties=seed % 2 == 0, dtype=torch.bfloat16)
+        tests.check_attention(seed, 3, 5 + 11 * seed, 20 + 10 * seed, 20, 90, 30 + 20 * seed, dtype=torch.bfloat16)
     tests.test_any_number_of_threads_and_any_batch_give_the_same_bits()
     tests.test_attention_to_infinities_and_nan_is_torchs(torch.inf)
     tests.test_not_a_number_is_the_largest_score_as_in_torch(torch.nan, "keys")
