@@ -1,9 +1,12 @@
 """`nano`: the small model that ships with the package, trained on the standard library and the installed dependencies.
 
-The model that ships was made by an earlier version of this recipe; its card says which.
+Goes on from `nano-base` (`recipes/nano_base.py`), which learned the standard library alone, with text and lookups for
+long rows. Every layer gets an indexer again before the model learns to share them anew.
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
@@ -18,7 +21,7 @@ K = 1024
 MIDDLE_TEXT = {"text": 0.88, "lookup": 0.12}
 LONG_TEXT = {"text": 0.7, "lookup": 0.3}
 REACH = 32 * K  # rows are shorter than the context; stretched positions show the model its far distances
-PEAK = OptimConfig(muon_lr=4e-3, adam_lr=4e-3)
+AGAIN = OptimConfig(muon_lr=2.4e-3, adam_lr=2.4e-3)
 LATE = OptimConfig(muon_lr=1.6e-3, adam_lr=1.6e-3, indexer_lr=3e-3)
 LAST = OptimConfig(muon_lr=8e-4, adam_lr=8e-4, indexer_lr=1.5e-3)
 END = OptimConfig(muon_lr=4e-4, adam_lr=4e-4, indexer_lr=7.5e-4)
@@ -72,9 +75,19 @@ HELD_OUT = ("click", "Jinja2", "requests", "markdown-it-py")  # whole: what cont
 
 
 def recipe() -> Recipe:
-    """All stages; hours on two cores. Stop and resume at will."""
+    """All stages; an hour and a half on two cores. Stop and resume at will."""
     model = preset("nano")
-    return Recipe(name="nano", model=model, text=text(), stages=stages(model.share_plan), seed=0, keep=("sparse",))
+    return Recipe(
+        name="nano",
+        model=model,
+        text=text(),
+        stages=stages(model.share_plan),
+        seed=0,
+        start="runs/nano-base/model",
+        ancestor=Path(__file__).with_name("nano_base.py"),
+        keep=("sparse",),
+        evaluate_every=100,
+    )
 
 
 def text() -> PackageText:
@@ -89,36 +102,10 @@ def text() -> PackageText:
 
 
 def stages(plan: SharePlan) -> tuple[Stage, ...]:
-    """Dense pre-training, indexer warm-up, sparse with every layer Full, IndexShare."""
-    warmup = indexer_warmup(
-        tokens=512 * K,
-        sequence_length=2 * K,
-        batch_tokens=8 * K,
-        micro_tokens=2 * K,
-        position_reach=REACH,
-        indexer_stride=4,
-        optim=OptimConfig(indexer_lr=5e-3),
-    )
-    return (*dense_stages(), warmup, *sparse_stages(plan))
-
-
-def dense_stages() -> tuple[Stage, ...]:
-    """Short rows first: attention is cheap there, and most of the language is learned there."""
+    """Full attention on the wider text, indexers for every layer, sparse with every layer Full, IndexShare."""
     return (
         pretrain(
-            name="pretrain_short",
-            tokens=6_000 * K,
-            sequence_length=256,
-            batch_tokens=8 * K,
-            micro_tokens=2 * K,
-            mixture={"text": 0.95, "lookup": 0.05},
-            optim=PEAK,
-            schedule=Schedule(kind="constant", warmup=0.03),
-            balance_rate=1e-2,
-        ),
-        pretrain(
-            name="pretrain",
-            tokens=10_240 * K,
+            tokens=4_096 * K,
             sequence_length=1 * K,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
@@ -126,22 +113,21 @@ def dense_stages() -> tuple[Stage, ...]:
             position_reach=REACH,
             mtp_weight=0.3,
             mtp_from=0.5,
-            optim=PEAK,
-            schedule=Schedule(kind="wsd", warmup=0.02, decay=0.5, final=0.4),
+            optim=AGAIN,
+            schedule=Schedule(kind="wsd", warmup=0.05, decay=0.6, final=0.6),
             balance_rate=3e-3,
         ),
-    )
-
-
-def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
-    """Sharing is learned at 4K, where an update is cheap, before the context grows to 8K and, at the end, to 16K.
-
-    There indexers learn from the attention of all layers they serve, over all earlier tokens at few queries: what a
-    selection missed is never seen by a loss on the selection.
-    """
-    return (
+        indexer_warmup(
+            tokens=384 * K,
+            sequence_length=2 * K,
+            batch_tokens=8 * K,
+            micro_tokens=2 * K,
+            position_reach=REACH,
+            indexer_stride=4,
+            optim=OptimConfig(indexer_lr=5e-3),
+        ),
         sparse(
-            tokens=2_048 * K,
+            tokens=1_024 * K,
             sequence_length=2 * K,
             batch_tokens=8 * K,
             micro_tokens=2 * K,
@@ -152,9 +138,9 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             optim=LATE,
             schedule=Schedule(kind="constant", warmup=0.05),
         ),
-        _shared(plan, 4 * K, tokens=4_096 * K, batch_tokens=8 * K, optim=LATE, warmup=0.03, final=0.5),
-        _shared(plan, 8 * K, tokens=6_144 * K, batch_tokens=16 * K, optim=LAST, warmup=0.0, final=0.5),
-        _shared(plan, 16 * K, tokens=2_048 * K, batch_tokens=32 * K, optim=END, warmup=0.0, final=0.1),
+        _shared(plan, 4 * K, tokens=768 * K, batch_tokens=8 * K, optim=LATE, warmup=0.03, final=0.5),
+        _shared(plan, 8 * K, tokens=2_048 * K, batch_tokens=16 * K, optim=LAST, warmup=0.0, final=0.5),
+        _shared(plan, 16 * K, tokens=3_072 * K, batch_tokens=32 * K, optim=END, warmup=0.0, final=0.1),
     )
 
 
@@ -172,7 +158,7 @@ def _shared(
         position_reach=REACH,
         indexer_loss="all",
         indexer_target="served",
-        indexer_stride=length // 256,
+        indexer_stride=length // 128,
         mixture=LONG_TEXT,
         mtp_weight=0.3,
         mtp_steps=1 if length < 8 * K else 2,

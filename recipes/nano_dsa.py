@@ -1,7 +1,6 @@
 """`nano-dsa`: nano's twin with every layer Full, from the same ancestor on the same tokens, for research on sharing.
 
-Needs `indexshare train recipes/nano.py` first, in the same folder: it begins with the model that run keeps after its
-sparse stage.
+It begins with the model that the run of `recipes/nano.py` keeps after its sparse stage.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ from indexshare.train.recipe import Recipe, load_recipe
 
 def recipe() -> Recipe:
     """The stages in which nano learns to share, without sharing."""
-    nano = load_recipe(Path(__file__).with_name("nano.py"))
+    file = Path(__file__).with_name("nano.py")
+    nano = load_recipe(file)
     stages = tuple(
         replace(stage, name=stage.name.replace("index_share", "sparse_long"), plan=None, indexer_target="own")
         for stage in nano.stages
@@ -23,4 +23,8 @@ def recipe() -> Recipe:
     )
     full = SharePlan.all_full(nano.model.num_hidden_layers)
     model = nano.model.replace(indexer_types=full.types)
-    return replace(nano, name="nano-dsa", model=model, stages=stages, start="runs/nano/stages/sparse", keep=())
+    start = "runs/nano/stages/sparse"
+    before = len(nano.stages) - len(stages)  # the same batches, row by row
+    return replace(
+        nano, name="nano-dsa", model=model, stages=stages, stages_before=before, start=start, ancestor=file, keep=()
+    )

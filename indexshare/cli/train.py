@@ -5,11 +5,14 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
 from indexshare.cli.output import write
+
+if TYPE_CHECKING:
+    from indexshare.train.recipe import Recipe
 
 EXIT_STOPPED = 130
 
@@ -28,7 +31,8 @@ def train(
 ) -> int:
     """Train a model by a recipe; the same command again goes on where it stopped.
 
-    Ctrl+C writes a checkpoint first. The folder of the finished model is printed on standard output.
+    Ctrl+C writes a checkpoint first. The folder of the finished model is printed on standard output. Where a recipe
+    starts from another one's model, that one is run first, in the folder it has by itself.
 
     Parameters
     ----------
@@ -60,19 +64,37 @@ def train(
     name = chosen.name if seed is None else f"{chosen.name}-seed{seed}"
     folder = Path("runs") / name if out is None else out
     chosen = chosen if seed is None else replace(chosen, seed=seed)
-    model = run(
-        chosen if part == 1.0 else chosen.scaled(part),
-        folder,
-        device=device,
-        checkpoint_minutes=checkpoint_minutes,
-        tensorboard=tensorboard,
-        quiet=quiet,
-        resume_command=_again(recipe, folder, part, seed, device),
-    )
-    if model is None:
-        return EXIT_STOPPED
+    runs = [*_ancestors(chosen, part), (chosen if part == 1.0 else chosen.scaled(part), folder)]
+    for each, where in runs:
+        model = run(
+            each,
+            where,
+            device=device,
+            checkpoint_minutes=checkpoint_minutes,
+            tensorboard=tensorboard,
+            quiet=quiet,
+            resume_command=_again(recipe, folder, part, seed, device),
+        )
+        if model is None:
+            return EXIT_STOPPED
     write(f"{model}\n")
     return 0
+
+
+def _ancestors(recipe: Recipe, part: float) -> list[tuple[Recipe, Path]]:
+    """The runs, and their folders, that must come before this one; ValueError where only a part is wanted of it."""
+    from indexshare.train.recipe import load_recipe, missing_ancestor
+
+    file = missing_ancestor(recipe)
+    if file is None:
+        return []
+    if part != 1.0:
+        raise ValueError(
+            f"recipe {recipe.name!r} starts from {recipe.start}, where there is no model, and --part does not go for "
+            f"the recipe that makes it; run `indexshare train {file}` first (a part of it, if a rough start will do)"
+        )
+    ancestor = load_recipe(file)
+    return [*_ancestors(ancestor, part), (ancestor, Path("runs") / ancestor.name)]
 
 
 def _check(part: float, checkpoint_minutes: float, seed: int | None) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from indexshare.config.share_plan import SharePlan
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.weights import load_model, save_model
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
@@ -27,6 +28,17 @@ from indexshare.train.stages import Stage
 from indexshare.train.steps import Workers, train_batch
 
 _SEED_STRIDE = 7919  # between the data seeds of two stages
+
+
+def with_every_indexer(weights: dict[str, Tensor], plan: SharePlan) -> dict[str, Tensor]:
+    """Weights of a model in which every layer is Full: a Shared layer gets a copy of the indexer that served it."""
+    copies: dict[str, Tensor] = {}
+    for full in plan.full_layers:
+        prefix = f"layers.{full}.self_attn.indexer."
+        own = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        for layer in plan.served_by(full):
+            copies |= {f"layers.{layer}.self_attn.indexer.{rest}": tensor for rest, tensor in own.items()}
+    return weights | copies
 
 
 class StopRequested:
@@ -82,16 +94,21 @@ class Trainer:
             self._restore(saved)
 
     def _starting_weights(self) -> dict[str, Tensor] | None:
-        """Those of the model that the recipe starts from; None for random ones."""
+        """Those of the model that the recipe starts from, with an indexer in every layer; None for random ones."""
         if self.recipe.start is None:
             return None
         model = load_model(self.recipe.start, dtype=self.recipe.dtype, device=self.device)
-        return model.state_dict()
+        return with_every_indexer(model.state_dict(), model.config.share_plan)
 
     @property
     def stage(self) -> Stage:
         """The stage being trained."""
         return self.recipe.stages[self.stage_index]
+
+    @property
+    def _data_stage(self) -> int:
+        """What batches and positions of the stage are drawn by."""
+        return self.recipe.stages_before + self.stage_index
 
     @property
     def finished(self) -> bool:
@@ -125,7 +142,7 @@ class Trainer:
         """Stretched rotary positions of this update's rows, where the stage has them."""
         if not stage.position_reach:
             return None
-        seed = (self.recipe.seed, self.stage_index, self.stage_step)
+        seed = (self.recipe.seed, self._data_stage, self.stage_step)
         rows = stretched_positions(stage.rows, stage.sequence_length, stage.position_reach, seed=seed)
         return rows.to(self.device)
 
@@ -208,7 +225,7 @@ class Trainer:
             parameter.requires_grad_(self._trains(name))
         self.model: GlmMoeDsa = model.train()
         self.optimizer = MixedOptimizer(model, config, self.stage.optim)
-        seed = self.recipe.seed + _SEED_STRIDE * self.stage_index
+        seed = self.recipe.seed + _SEED_STRIDE * self._data_stage
         self.mixture: Mixture = self.data.mixture(self.stage, seed)
 
     def _load(self, model: GlmMoeDsa, weights: dict[str, Tensor]) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
+from indexshare.config.shipped import CONFIG_FILE
 from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.corpus import Document, Split, TokenCorpus
 from indexshare.train.data import LookupTasks, Mixture, PackedText, RetrievalTasks, Source
@@ -29,7 +30,11 @@ class Recipe:
         text: the training text.
         stages: in order; names are unique.
         seed: of the initial weights and of all data order.
-        start: model directory whose weights and tokenizer the run begins with; None begins from random weights.
+        start: model directory whose weights and tokenizer the run begins with; None begins from random weights. Where
+            its layers are Shared, each gets a copy of the indexer that served it.
+        ancestor: recipe file whose run writes `start`; `indexshare train` runs it first where nothing is there.
+        stages_before: how many stages of another run came before these; batches and rotary positions are then those
+            of that run's next stages.
         keep: names of stages after which the model is also written, to `stages/NAME` in the run's folder.
         dtype: of the model's parameters and products; float32 master copies are kept in any case.
         held_out_windows: rows of held-out text in each evaluation.
@@ -42,6 +47,8 @@ class Recipe:
     stages: tuple[Stage, ...]
     seed: int = 0
     start: str | None = None
+    ancestor: str | Path | None = None
+    stages_before: int = 0
     keep: tuple[str, ...] = ()
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     held_out_windows: int = 32
@@ -126,7 +133,7 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(folder)
     elif recipe.start is not None:
-        tokenizer = Tokenizer.load(_start_directory(recipe))
+        tokenizer = Tokenizer.load(start_directory(recipe))
         tokenizer.save(folder)
     else:
         tokenizer = train_bpe((d.text for d in split.train), recipe.model.vocab_size, SPECIAL_TOKENS)
@@ -150,14 +157,22 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
     )
 
 
-def _start_directory(recipe: Recipe) -> Path:
+def missing_ancestor(recipe: Recipe) -> str | Path | None:
+    """The recipe file to run first: that of the model this run starts from, unless the model is there."""
+    if recipe.start is None or (Path(recipe.start) / CONFIG_FILE).is_file():
+        return None
+    return recipe.ancestor
+
+
+def start_directory(recipe: Recipe) -> Path:
     """Where the run begins; ValueError says which recipe makes it."""
     assert recipe.start is not None
     directory = Path(recipe.start)
-    if not (directory / "config.json").is_file():
+    if not (directory / CONFIG_FILE).is_file():
+        maker = "the recipe that makes it" if recipe.ancestor is None else f"`indexshare train {recipe.ancestor}`"
         raise ValueError(
-            f"recipe {recipe.name!r} starts from {directory}, where there is no model; run the recipe that makes it "
-            "first, in the same folder"
+            f"recipe {recipe.name!r} starts from {directory}, where there is no model; run {maker} first, in the same "
+            "folder"
         )
     return directory
 

@@ -80,6 +80,23 @@ def test_a_seed_of_its_own_goes_to_a_folder_of_its_own(
     assert again.code == 2 and "was trained with seed 0, this run has seed 1; use another folder" in again.err
 
 
+def test_the_recipe_that_makes_the_start_is_run_first(
+    run: Callable[..., Any], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = recipe.read_text().replace('name="toy"', 'name="child", start="runs/toy/model", ancestor="toy.py"')
+    child = tmp_path / "child.py"
+    child.write_text(text)
+    part = run("train", child, "--part", 0.5, "--quiet")
+    assert part.code == 2 and "run `indexshare train toy.py` first" in part.err
+    assert run("train", child, "--quiet").out.strip() == str(Path("runs/child/model"))
+    assert json.loads((tmp_path / "runs/child/model/training.json").read_text())["start"] == "runs/toy/model"
+    base = tmp_path / "runs/toy/model/model.safetensors"
+    before = base.stat().st_mtime_ns
+    assert run("train", child, "--part", 0.5, "--out", "other", "--quiet").code == 0, "the start is there now"
+    assert base.stat().st_mtime_ns == before
+
+
 def test_a_stop_names_the_command_that_goes_on(
     run: Callable[..., Any], recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -81,6 +81,32 @@ def test_a_kept_stage_is_where_another_recipe_starts(make_recipe: MakeRecipe, tm
         train(other, tmp_path / "d")
 
 
+def test_a_twin_takes_the_batches_that_the_first_run_took(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    first = make_recipe(keep=("sparse",))
+    train(first, tmp_path / "a")
+    start = str(tmp_path / "a" / "stages" / "sparse")
+    twin = make_recipe(name="twin", stages=first.stages[3:], start=start, stages_before=3)
+    train(twin, tmp_path / "b")
+    after = [{k: v for k, v in record.items() if k not in ("step", "tokens")} for record in metrics(tmp_path / "b")]
+    last = [record for record in metrics(tmp_path / "a") if record["stage"] == first.stages[3].name]
+    assert after and after == [{k: v for k, v in record.items() if k not in ("step", "tokens")} for record in last]
+
+
+def test_a_start_with_shared_layers_gets_indexers_for_all(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    first = make_recipe()
+    folder = train(first, tmp_path / "a")
+    assert folder is not None
+    start = load_model(folder)
+    plan = start.config.share_plan
+    assert plan.shared_layers
+    trainer = trainer_of(make_recipe(name="again", stages=first.stages, start=str(folder)), tmp_path / "b")
+    weights = trainer.model.state_dict()
+    assert trainer.model.config.share_plan.shared_layers == ()
+    for layer in range(plan.num_layers):
+        for name, tensor in start.layers[plan.source(layer)].self_attn.indexer.state_dict().items():
+            assert torch.equal(weights[f"layers.{layer}.self_attn.indexer.{name}"], tensor)
+
+
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Do something right after the metrics of a step are written."""
     record = Reporter.record

@@ -53,6 +53,7 @@ def test_nano_and_its_twin_differ_in_sharing_alone() -> None:
     assert not twin.model.share_plan.shared_layers
     assert twin.model == nano.model.replace(indexer_types=twin.model.share_plan.types)
     shared = [stage for stage in nano.stages if stage.plan is not None]
+    assert twin.stages_before + len(shared) == len(nano.stages)
     assert nano.stages[-len(shared) - 1].name == "sparse"
     for ours, theirs in zip(shared, twin.stages, strict=True):
         assert theirs == replace(ours, name=theirs.name, plan=None, indexer_target="own")
