@@ -2,6 +2,7 @@
 
 Nothing else needs this graph (the loss is detached from the model on one side and the target on the other), so
 the gradient is taken in the forward pass and no score matrix outlives its chunk.
+Products are in the inputs' dtype, everything between them in float32 or wider.
 Shape letters: N packed rows, H index heads, D index width, A attention heads, R latent width, k selected.
 """
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from indexshare.ops.elementwise import wide
 
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 8 << 20  # what a core keeps near it
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,20 @@ def _chunk(
 ) -> Tensor:  # fmt: skip
     """Loss of one chunk of rows; adds its gradients to `grads` in place."""
     rows, dtype = group.rows[part], wide(q.dtype)
-    q_c, w_c = q[rows].to(dtype), weights[rows].to(dtype)
+    q_c, w_c = q[rows], weights[rows].to(dtype)
     hidden = None
     if group.slots is not None:
         slots = group.slots[part]
-        k_c = keys[slots.flatten()].view(*slots.shape, -1).to(dtype)  # [c, k, D]
+        k_c = keys[slots.flatten()].view(*slots.shape, -1)  # [c, k, D]
         dots = q_c @ k_c.transpose(1, 2)
         logits = queries[rows] @ latents[slots.flatten()].view(*slots.shape, -1).transpose(1, 2)
     else:
         stop = int(rows.max()) + 1
         hidden = torch.arange(group.first, stop, device=q.device) > rows[:, None]
-        k_c = keys[group.first : stop].to(dtype)  # [T, D]
+        k_c = keys[group.first : stop]  # [T, D]
         dots = q_c @ k_c.t()
         logits = queries[rows] @ latents[group.first : stop].t()
-    logits = logits.to(dtype) * scale
+    dots, logits = dots.to(dtype), logits.to(dtype) * scale
     if hidden is not None:
         logits = logits.masked_fill_(hidden[:, None], -torch.inf)
     target = logits.softmax(-1).mean(1)
@@ -92,10 +93,10 @@ def _chunk(
     loss = (torch.xlogy(target, target) - torch.where(target > 0, target * log_q, 0.0)).sum()
     d_scores = log_q.exp() - target
     grads[1].index_add_(0, rows, (active @ d_scores[:, :, None])[..., 0])
-    d_dots = d_scores[:, None] * w_c[:, :, None] * (dots > 0)
-    grads[0].index_add_(0, rows, d_dots @ k_c)
+    d_dots = (d_scores[:, None] * w_c[:, :, None]).mul_(dots > 0).to(q.dtype)
+    grads[0].index_add_(0, rows, (d_dots @ k_c).to(dtype))
     if group.slots is not None:
-        grads[2].index_add_(0, group.slots[part].flatten(), (d_dots.transpose(1, 2) @ q_c).flatten(0, 1))
+        grads[2].index_add_(0, group.slots[part].flatten(), (d_dots.transpose(1, 2) @ q_c).flatten(0, 1).to(dtype))
     else:
         grads[2][group.first : stop] += d_dots.flatten(0, 1).t() @ q_c.flatten(0, 1)
     return loss

@@ -106,6 +106,22 @@ def test_kl_equals_its_formula_with_gradients(monkeypatch: pytest.MonkeyPatch) -
             torch.testing.assert_close(got, want)
 
 
+def test_kl_in_bfloat16_is_near_the_formula() -> None:
+    """The loss, and each gradient by its relative norm, against the formula in float64 on the same values."""
+    torch.manual_seed(0)
+    shapes = ((300, 8, 64), (300, 8), (300, 64), (300, 4, 96), (300, 96))
+    q, w, k, queries, latents = (torch.randn(s).to(torch.bfloat16) for s in shapes)
+    slots = torch.stack([torch.randperm(r + 1)[:64] for r in range(200, 300, 3)])
+    groups = [ops.KLRows(torch.arange(0, 200, 7)), ops.KLRows(torch.arange(200, 300, 3), slots=slots)]
+    results = []
+    for function, dtype in ((_kl_by_formula, torch.float64), (ops.indexer_kl, torch.bfloat16)):
+        leaves = [t.to(dtype).requires_grad_() for t in (q, w * 0.05, k)]
+        loss = function(*leaves, queries.to(dtype), latents.to(dtype), groups, 0.1)
+        results.append((loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, leaves))))
+    for name, want, got in zip(("loss", "queries", "weights", "keys"), *results, strict=True):
+        assert (got - want).norm() < TOL["indexer kl", "bfloat16"].rtol * want.norm(), name
+
+
 def test_kl_is_zero_for_a_single_candidate_and_reaches_no_attention_input() -> None:
     q, w, k, queries, latents = (t.requires_grad_() for t in _kl_case(torch.float32))
     assert ops.indexer_kl(q, w, k, queries, latents, [ops.KLRows(torch.tensor([0]))], 1.0).abs() < 1e-6
