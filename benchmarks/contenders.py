@@ -2,9 +2,9 @@
 
     python benchmarks/contenders.py '{"job": "run", "program": "indexshare", ...}'
 
-Every program reads the same weights in bfloat16 (llama.cpp its GGUF form, made by our exporter), the same random prompt
-in one piece, and then writes the likeliest token again and again. Times are taken around calls that have returned
-logits to Python.
+Every program reads the same weights in bfloat16 (llama.cpp its GGUF form, made by our exporter), or in about eight
+bits (int8 here, Q8_0 there), the same random prompt in one piece, and then writes the likeliest token again and again.
+Times are taken around calls that have returned logits to Python.
 """
 
 import itertools
@@ -25,26 +25,35 @@ INSTALL = {
     "llama.cpp": "pip install llama-cpp-python==0.3.36",
 }
 WARM_TOKENS = 64
-GGUF_NAME = "model.gguf"
+WEIGHTS = ("bf16", "int8")
+GGUF_NAMES = {"bf16": "model.gguf", "int8": "model-q8_0.gguf"}
+GGUF_TYPES = {"bf16": "bf16", "int8": "q8_0"}
+TAKES_INT8 = ("indexshare", "llama.cpp")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A program with its settings: `flash` (attention) and `batch` (tokens computed together) are llama.cpp's."""
+    """A program with its settings: `flash` (attention) and `batch` (tokens computed together) are llama.cpp's.
+
+    `weights` is one of `WEIGHTS`.
+    """
 
     program: str
     threads: int
     flash: bool | None = None
     batch: int | None = None
+    weights: str = "bf16"
 
     @property
     def label(self) -> str:
         """For people."""
         threads = "1 thread" if self.threads == 1 else f"{self.threads} threads"
         if self.program != "llama.cpp":
-            return f"{self.program}, {threads}"
+            bits = "" if self.weights == "bf16" else f", {self.weights}"
+            return f"{self.program}{bits}, {threads}"
+        bits = "" if self.weights == "bf16" else f", {GGUF_TYPES[self.weights].upper()}"
         flash = "flash attention" if self.flash else "no flash attention"
-        return f"{self.program}, {flash}, batch {self.batch}, {threads}"
+        return f"{self.program}{bits}, {flash}, batch {self.batch}, {threads}"
 
 
 def build(config_file: Path, folder: Path) -> None:
@@ -60,11 +69,11 @@ def build(config_file: Path, folder: Path) -> None:
     os.replace(unfinished, folder)
 
 
-def convert(folder: Path) -> None:
+def convert(folder: Path, weights: str) -> None:
     """The same weights for llama.cpp, without a tokenizer."""
     from indexshare.export.gguf import export_gguf
 
-    export_gguf(folder, folder / GGUF_NAME, type="bf16", tokenizer=False)
+    export_gguf(folder, folder / GGUF_NAMES[weights], type=GGUF_TYPES[weights], tokenizer=False)
 
 
 class Ours:
@@ -72,8 +81,11 @@ class Ours:
 
     def __init__(self, folder: Path, job: dict[str, Any], dtype: str = "bfloat16") -> None:
         from indexshare import load_model
+        from indexshare.model.quantized import quantize_weights
 
         self._model = load_model(folder, dtype=dtype)
+        if job["weights"] != "bf16":
+            quantize_weights(self._model, job["weights"])
         self.vocab_size = self._model.config.vocab_size
 
     def logits(self, ids: list[int]) -> Any:
@@ -133,9 +145,9 @@ class LlamaCpp:
         self._library = llama_cpp
         threads, batch = job["threads"], job["batch"]
         self._llama = llama_cpp.Llama(
-            str(folder / GGUF_NAME), n_ctx=job["length"] + job["decode_tokens"] + 2 * WARM_TOKENS, n_batch=batch,
-            n_ubatch=batch, n_threads=threads, n_threads_batch=threads, flash_attn=job["flash"], logits_all=logits_all,
-            verbose=False,
+            str(folder / GGUF_NAMES[job["weights"]]), n_ctx=job["length"] + job["decode_tokens"] + 2 * WARM_TOKENS,
+            n_batch=batch, n_ubatch=batch, n_threads=threads, n_threads_batch=threads, flash_attn=job["flash"],
+            logits_all=logits_all, verbose=False,
         )  # fmt: skip
         self.vocab_size = self._llama.n_vocab()
 
@@ -210,7 +222,7 @@ def main(argument: str) -> None:
     if job["job"] == "build":
         build(Path(job["config"]), Path(job["folder"]))
     elif job["job"] == "convert":
-        convert(Path(job["folder"]))
+        convert(Path(job["folder"]), job["weights"])
     else:
         result = run(job) if job["job"] == "run" else gate(job)
     print(json.dumps(result))

@@ -6,7 +6,8 @@ Every measurement is a process of its own and contenders take turns. First comes
 agree, or nothing is timed. Every finished measurement is one line in WORK/measurements.jsonl; started again, the
 program goes on from there, and measures again whatever has changed (sources, versions, settings, processor). Delete a
 line, or the file, to measure it again. llama.cpp is measured with every combination of its settings given; tables show
-the fastest one for each figure. Length 0 is decoding alone, after one token.
+the fastest one for each figure. Length 0 is decoding alone, after one token. With `--weights int8` our matrices are
+int8 and llama.cpp's Q8_0; transformers takes no part.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from common import HERE, ChildFailed, installed, machine, run_child
-from contenders import GGUF_NAME, INSTALL, PACKAGES, PROGRAMS, Variant
+from contenders import GGUF_NAMES, INSTALL, PACKAGES, PROGRAMS, TAKES_INT8, WEIGHTS, Variant
 from peers_report import build_report, draw, table
 
 WORKER = HERE / "contenders.py"
@@ -35,8 +36,9 @@ GATE_TOKENS = 768  # more than index_topk of s.json
 # few selections and routes hang on that: this share of rows may differ visibly.
 GATE_DIFFERENCE = 1e-3
 GATE_SHARE_OF_ROWS = 0.02
-# llama.cpp computes with bfloat16 weights and activations. It may lie this many times as far from indexshare in float32
-# as indexshare in bfloat16 does, median over rows of the root mean square over that of the logits; never this far.
+# llama.cpp computes with rounded weights and activations. It may lie this many times as far from indexshare in float32
+# as indexshare with its own rounding does (bfloat16, and int8 weights where those are compared), median over rows of
+# the root mean square over that of the logits; never this far.
 GATE_TIMES_OWN = 2.0
 GATE_FARTHEST = 0.5
 
@@ -53,6 +55,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--llama-threads", type=int, nargs="+", default=[cores], help="CPU threads of llama.cpp, each tried")
     add("--llama-batches", type=int, nargs="+", default=[512], help="llama.cpp's n_ubatch, each tried")
     add("--programs", nargs="+", choices=PROGRAMS, default=list(PROGRAMS), help="who takes part")
+    add("--weights", choices=WEIGHTS, default="bf16", help="how all programs keep their matrices")
     add("--transformers-up-to", type=int, default=16384, help="longest prompt of transformers: its memory grows with"
         " the square of the length, 19 GB at 16,384 tokens of s.json")  # fmt: skip
     add("--config", type=Path, default=HERE / "s.json", help="a public config.json")
@@ -74,10 +77,15 @@ def absent_programs(wanted: list[str]) -> dict[str, str]:
 
 def variants(arguments: argparse.Namespace, programs: list[str]) -> list[Variant]:
     """Every program with every setting to try."""
-    found = [Variant(program=name, threads=arguments.threads) for name in programs if name != "llama.cpp"]
+    weights = arguments.weights
+    others = [name for name in programs if name != "llama.cpp"]
+    found = [Variant(program=name, threads=arguments.threads, weights=weights) for name in others]
     if "llama.cpp" in programs:
         settings = itertools.product(arguments.llama_threads, (True, False), arguments.llama_batches)
-        found += [Variant(program="llama.cpp", threads=t, flash=flash, batch=batch) for t, flash, batch in settings]
+        found += [
+            Variant(program="llama.cpp", threads=threads, flash=flash, batch=batch, weights=weights)
+            for threads, flash, batch in settings
+        ]
     return found
 
 
@@ -130,8 +138,9 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        self.absent = absent_programs(arguments.programs)
-        self.programs = [name for name in arguments.programs if name not in self.absent]
+        wanted = [name for name in arguments.programs if arguments.weights == "bf16" or name in TAKES_INT8]
+        self.absent = absent_programs(wanted)
+        self.programs = [name for name in wanted if name not in self.absent]
         self.variants = variants(arguments, self.programs)
         self.machine = machine("torch", *[PACKAGES[name] for name in PROGRAMS[1:]])
         arguments.work.mkdir(parents=True, exist_ok=True)
@@ -164,19 +173,23 @@ class Comparison:
         if not self.folder.is_dir():
             say("building the checkpoint")
             self.child("build", "", config=str(self.arguments.config), threads=self.arguments.threads)
-        if "llama.cpp" in self.programs and not (self.folder / GGUF_NAME).is_file():
+        weights = self.arguments.weights
+        if "llama.cpp" in self.programs and not (self.folder / GGUF_NAMES[weights]).is_file():
             say("converting it for llama.cpp")
-            self.child("convert", "", threads=self.arguments.threads)
+            self.child("convert", "", weights=weights, threads=self.arguments.threads)
 
     def gate(self) -> dict[str, Any]:
         """Logits of everybody on the same tokens, and whether they agree."""
-        threads, one = self.arguments.threads, {"length": GATE_TOKENS}
+        one = {"length": GATE_TOKENS}
+        plain = {"program": "indexshare", "threads": self.arguments.threads, "weights": "bf16"}
         wanted: dict[str, dict[str, Any]] = {
-            "indexshare": {"program": "indexshare", "dtype": "float32", "threads": threads},
-            "indexshare bfloat16": {"program": "indexshare", "dtype": "bfloat16", "threads": threads},
+            "indexshare": plain | {"dtype": "float32"},
+            "indexshare bfloat16": plain | {"dtype": "bfloat16"},
         }
+        if self.arguments.weights != "bf16":
+            wanted["indexshare int8"] = plain | {"dtype": "bfloat16", "weights": self.arguments.weights}
         if "transformers" in self.programs:
-            wanted["transformers"] = {"program": "transformers", "dtype": "float32", "threads": threads}
+            wanted["transformers"] = plain | {"program": "transformers", "dtype": "float32"}
         for variant in self.variants:
             if variant.program == "llama.cpp":
                 wanted[variant.label] = asdict(variant)
@@ -227,7 +240,8 @@ def compare(logits: dict[str, np.ndarray]) -> dict[str, Any]:
     def relative(name: str) -> float:
         return float(np.median(np.sqrt(np.mean((logits[name] - ours) ** 2, axis=-1)))) / scale
 
-    own = max(relative("indexshare bfloat16"), DTYPE_ROUNDING)
+    rounded = {name: relative(name) for name in logits if name.startswith("indexshare ")}
+    own = max(*rounded.values(), DTYPE_ROUNDING)
     checks: list[dict[str, Any]] = []
     for name, theirs in logits.items():
         if name == "transformers":
@@ -244,9 +258,10 @@ def compare(logits: dict[str, np.ndarray]) -> dict[str, Any]:
     # Written so that NaN does not pass.
     return {
         "tokens": len(ours),
-        "relative_error_of_indexshare_bfloat16": relative("indexshare bfloat16"),
+        "relative_errors": rounded,
         "checks": checks,
-        "passed": own <= GATE_FARTHEST and all(check["value"] <= check["bound"] for check in checks),
+        "passed": all(error <= GATE_FARTHEST for error in rounded.values())
+        and all(check["value"] <= check["bound"] for check in checks),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from contenders import PROGRAMS, Variant
 
 FIGURES = ("prefill_s", "decode_ms", "peak_bytes")
-SETTINGS = ("program", "threads", "flash", "batch")
+SETTINGS = ("program", "threads", "flash", "batch", "weights")
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -119,6 +119,8 @@ def _remarks(report: dict[str, Any]) -> list[str]:
         f"`{report['command']}`",
         "Medians (range) of processes in turn; FA: llama.cpp's flash attention, the faster of on and off is shown.",
     ]
+    if settings.get("weights", "bf16") != "bf16":
+        lines.append("Matrices in about eight bits: int8 with a scale per group here, Q8_0 in llama.cpp.")
     lines += [f"{name} was absent; to have it: {command}" for name, command in report["absent"].items()]
     limit = settings["transformers_up_to"]
     if any(result["length"] > limit for result in report["results"]):

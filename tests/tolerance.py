@@ -41,6 +41,7 @@ TOL: dict[tuple[str, str], Tolerance] = {
     ("rotation", "bfloat16"): Tolerance(1e-3, 1e-2, 0.0, "one rounding step where the float32 values straddle it"),
     ("swiglu", "float32"): Tolerance(1e-6, 1e-5, 1e-6, "another exponential"),
     ("swiglu", "bfloat16"): Tolerance(1e-3, 1.6e-2, 0.0, "two rounding steps where the float32 values straddle them"),
+    ("wide product", "float32"): Tolerance(2e-5, 1e-5, 4e-6, "sums in another order"),
     ("rope distance", "float32"): Tolerance(5e-3, 5e-3, 1e-3, "float32 angles at position 3000"),
     ("selected score mass", "float32"): Tolerance(1e-3, 1e-5, 1e-4, "dot products summed in another order"),
     ("sparse mla", "float32"): Tolerance(1e-5, 1e-5, 1e-6, "softmax and sums in another order"),

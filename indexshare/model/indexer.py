@@ -6,7 +6,6 @@ Source: DeepSeek-V3.2 report (arXiv 2512.02556), section 2.1; IndexShare keeps o
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indexshare import ops
@@ -51,8 +50,7 @@ class Indexer(nn.Module):
     def queries(self, x: Tensor, q_latent: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Index queries `[N, H, D]`, and float32 head weights `[N, H]` with both scales folded in."""
         q = self.wq_b(q_latent).view(-1, self.num_heads, self.head_dim)
-        dtype = torch.promote_types(x.dtype, torch.float32)  # rounded head weights would flip near-tied choices
-        weights = F.linear(x.to(dtype), self.weights_proj.weight.to(dtype)) * self.scale
+        weights = ops.wide_linear(x, self.weights_proj.weight) * self.scale  # rounded, they flip near-tied choices
         return self._rotate(q, rope), weights
 
     def forward(

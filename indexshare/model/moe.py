@@ -6,7 +6,6 @@ Source: DeepSeek-V3 (arXiv 2412.19437), section 2.1.2; the correction bias is ba
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indexshare import ops
@@ -56,8 +55,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Expert ids int64 `[N, k]` and float32 weights `[N, k]` for `[N, hidden]`."""
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        scores = F.linear(x.to(dtype), self.weight.to(dtype)).sigmoid()
+        scores = ops.wide_linear(x, self.weight).sigmoid_()
         return ops.route(
             scores, self.e_score_correction_bias, topk=self.topk, groups=self.groups, topk_groups=self.topk_groups,
             normalise=self.normalise, scale=self.scale,

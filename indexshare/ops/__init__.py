@@ -4,7 +4,7 @@ Every operation has a `reference` (float32, reads like the formula) and faster i
 contract. Callers take the operation from here; `dispatch` decides which implementation answers.
 """
 
-from indexshare.ops.dispatch import apply_rope, experts, rms_norm, route, select_topk, sparse_mla, swiglu
+from indexshare.ops.dispatch import apply_rope, experts, rms_norm, route, select_topk, sparse_mla, swiglu, wide_linear
 from indexshare.ops.elementwise import layer_norm, rope_tables
 from indexshare.ops.indexer.loss import KLRows, indexer_kl
 from indexshare.ops.sparse_mla.causal import causal_attention
@@ -24,4 +24,5 @@ __all__ = [
     "select_topk",
     "sparse_mla",
     "swiglu",
+    "wide_linear",
 ]

@@ -45,6 +45,7 @@ _IMPLEMENTATIONS: dict[str, dict[str, Callable[..., Any]]] = {
     },
     "apply_rope": {"cpu": rows_cpu.apply_rope, "torch": elementwise.apply_rope},
     "swiglu": {"cpu": rows_cpu.swiglu, "torch": elementwise.swiglu},
+    "wide_linear": {"cpu": rows_cpu.wide_linear, "torch": elementwise.wide_linear},
 }
 _UNSUPPORTED: dict[str, Callable[..., str | None]] = {
     "select_topk": indexer_cpu.unsupported,
@@ -54,6 +55,7 @@ _UNSUPPORTED: dict[str, Callable[..., str | None]] = {
     "rms_norm": rows_cpu.unsupported,
     "apply_rope": rows_cpu.unsupported,
     "swiglu": rows_cpu.unsupported,
+    "wide_linear": rows_cpu.wide_linear_unsupported,
 }
 
 _forced: ContextVar[str | None] = ContextVar("forced_implementation", default=None)
@@ -142,7 +144,7 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tens
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
-    """Rows of unit mean square, times weight. Contract: `ops/elementwise.py`, as for the two below."""
+    """Rows of unit mean square, times weight. Contract: `ops/elementwise.py`, as for those below."""
     return _implementation("rms_norm", x, weight)(x, weight, eps, out)
 
 
@@ -154,3 +156,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool, out: Te
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """`silu(gate) * up`."""
     return _implementation("swiglu", gate, up)(gate, up)
+
+
+def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` in float32, `[N, E]`, whatever the dtype of both."""
+    return _implementation("wide_linear", x, weight)(x, weight)

@@ -1,4 +1,4 @@
-"""Norms, rotary embedding and the SwiGLU activation. Statistics are taken in float32 (or wider) whatever the input."""
+"""Norms, rotary embedding, SwiGLU, products that stay wide. Statistics are in float32 (or wider) whatever the input."""
 
 from __future__ import annotations
 
@@ -107,6 +107,15 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool, out: Te
         first, second = x_wide.chunk(2, dim=-1)
         rotated = torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
     return _into(out, rotated.to(x.dtype))
+
+
+def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """`x @ weight.T` summed and kept in float32 (or wider): for scores whose rounding would change a choice.
+
+    Shapes: x `[N, H]`, weight `[E, H]` -> `[N, E]`.
+    """
+    dtype = wide(x.dtype)
+    return F.linear(x.to(dtype), weight.to(dtype))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:

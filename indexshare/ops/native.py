@@ -36,6 +36,7 @@ _SOURCES = (
 _HEADERS = (
     "simd.hpp",
     "vectors.hpp",
+    "panels.hpp",
     "tiles.hpp",
     "tiles_emulated.hpp",
     *(f"indexer/{name}.hpp" for name in ("candidates", "scores", "tile_scores")),

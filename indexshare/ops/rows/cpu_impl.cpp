@@ -1,7 +1,12 @@
-// Norms, rotations and activations of many rows at once, one pass over memory. Contract: ops/elementwise.py.
+// Norms, rotations, activations and small products of many rows at once, one pass over memory. Contract:
+// ops/elementwise.py.
 //
 // Rows are `stride` elements apart, their elements lie side by side; `to` may be `from`.
 
+#include <atomic>
+#include <new>
+
+#include "../panels.hpp"
 #include "../vectors.hpp"
 
 namespace indexshare {
@@ -50,8 +55,49 @@ void activations(const T* gate, int64_t gate_stride, const T* up, int64_t up_str
     }
 }
 
+// to[row][column] = x[row] . weight[column], never rounded to T. Returns 0, or 1 when memory ran out.
+template <class T>
+int wide_products(const char* x, int64_t stride, const T* weight, int64_t rows, int64_t width, int64_t columns, float* to,
+                  int threads) {
+    constexpr int64_t COLUMNS = WIDE * LANES, ROWS = 512;  // a task's: packing is then a small part of it
+    const int64_t units = width / DEPTH<T>, grain = std::min(ROWS, (rows + threads - 1) / threads);
+    std::atomic<int> failed{0};
+#pragma omp parallel for num_threads(worth(rows, threads)) schedule(dynamic, 1)
+    for (int64_t first = 0; first < rows; first += grain) {
+        try {
+            Lines<uint32_t> panel(units * COLUMNS);
+            for (int64_t column = 0; column < columns; column += COLUMNS) {
+                for (int v = 0; v < WIDE; ++v) {
+                    const int64_t from = column + v * LANES;
+                    pack_vector<T>((const char*)weight, from, columns - from, width, panel.data(), v);
+                }
+                for_products<T>(first, std::min(rows, first + grain), units, panel.data(),
+                                [&](int64_t row) { return x + row * stride; },
+                                [&](int64_t row, const f32v(&products)[WIDE]) {
+                    for (int v = 0; v < WIDE && column + v * LANES < columns; ++v) {
+                        const int64_t from = column + v * LANES;
+                        store_floats(to + row * columns + from, products[v], columns - from);
+                    }
+                });
+            }
+        } catch (const std::bad_alloc&) {
+            failed = 1;
+        }
+    }
+    return failed;
+}
+
 }  // namespace
 }  // namespace indexshare
+
+// x [rows, width] with `x_stride` bytes between rows, weight [columns, width], out float [rows, columns]. Returns 0, or 1
+// when memory ran out.
+extern "C" int indexshare_wide_linear(int is_bf16, const void* x, int64_t x_stride, const void* weight, int64_t rows,
+                                      int64_t width, int64_t columns, float* out, int threads) {
+    using namespace indexshare;
+    if (is_bf16) return wide_products((const char*)x, x_stride, (const bf16*)weight, rows, width, columns, out, threads);
+    return wide_products((const char*)x, x_stride, (const float*)weight, rows, width, columns, out, threads);
+}
 
 // Strides in elements. x and out [rows, width], weight [width].
 extern "C" void indexshare_rms_norm(int is_bf16, const void* x, int64_t x_stride, const void* weight, int64_t rows,

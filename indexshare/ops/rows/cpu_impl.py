@@ -1,4 +1,4 @@
-"""Norms, rotations and activations in C++ (`cpu_impl.cpp`): one pass over memory where torch takes several."""
+"""Norms, rotations, activations, small products in C++ (`cpu_impl.cpp`): one pass over memory, torch takes several."""
 
 from __future__ import annotations
 
@@ -62,6 +62,36 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
         _integer(a.shape[1]), _pointer(out), _threads(),
     )  # fmt: skip
     return out.view(gate.shape)
+
+
+def wide_linear_unsupported(x: Tensor, weight: Tensor) -> str | None:
+    """Why `wide_linear` is not for these arguments, or None."""
+    if x.dtype != torch.bfloat16:
+        return f"dtype {x.dtype}: nothing has to be widened"
+    if x.shape[1] % 2:
+        return "odd width in bfloat16"
+    return unsupported(x, weight)
+
+
+def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
+    """See `ops.elementwise.wide_linear`; `wide_linear_unsupported(x, weight)` must be None.
+
+    A row's result does not depend on the other rows, nor on the number of threads.
+
+    Raises:
+        MemoryError: no memory for a part of the matrix.
+    """
+    if x.stride(1) != 1 or x.stride(0) % 2:
+        x = x.contiguous()
+    weight = weight.contiguous()
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
+    failed = _library().indexshare_wide_linear(
+        _is_bf16(x), _pointer(x), _integer(x.stride(0) * x.element_size()), _pointer(weight), _integer(x.shape[0]),
+        _integer(x.shape[1]), _integer(weight.shape[0]), _pointer(out), _threads(),
+    )  # fmt: skip
+    if failed:
+        raise MemoryError(f"no memory for a matrix of {weight.shape[0]} x {weight.shape[1]}")
+    return out
 
 
 _integer = ctypes.c_int64

@@ -185,8 +185,10 @@ def test_the_gate(peers: ModuleType) -> None:
              "llama.cpp, flash attention": ours - 1.5 * noise}  # fmt: skip
     found = peers.compare(right)
     assert found["passed"]
-    assert found["relative_error_of_indexshare_bfloat16"] == pytest.approx(0.05, rel=0.05)
+    assert found["relative_errors"]["indexshare bfloat16"] == pytest.approx(0.05, rel=0.05)
     assert len(found["checks"]) == 3
+    eight = {**right, "indexshare int8": ours - 2 * noise, "llama.cpp, Q8_0": ours + 3 * noise}
+    assert peers.compare(eight)["passed"] and not peers.compare(eight | {"llama.cpp, Q8_0": ours + 5 * noise})["passed"]
     wrong = {
         "transformers": [ours + 1e-3, np.concatenate((near_ties[2:], near_ties[:2] + 1, ours[:2] + 1)), ours * np.nan],
         "llama.cpp, flash attention": [ours + 3 * noise, logits(101)[1:], ours * np.nan],
@@ -207,6 +209,8 @@ def test_arguments(peers: ModuleType) -> None:
     assert labels[0] == "indexshare, 4 threads"
     assert len(labels) == 1 + 2 * 2 * 2
     assert "llama.cpp, no flash attention, batch 1024, 4 threads" in labels
+    labels = [v.label for v in peers.variants(peers.parse(["--weights", "int8", "--threads", "2"]), ["indexshare"])]
+    assert labels == ["indexshare, int8, 2 threads"]
 
 
 def test_a_program_that_cannot_run_is_one_line(

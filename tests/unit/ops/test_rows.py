@@ -55,6 +55,27 @@ def test_apply_rope(count: int, heads: int, pairs: int, dtype: torch.dtype, inte
 
 
 @settings(deadline=None, max_examples=40)
+@given(count=ROWS, width=WIDTHS, columns=st.sampled_from([1, 8, 70]), dtype=st.sampled_from(DTYPES))
+def test_wide_linear(count: int, width: int, columns: int, dtype: torch.dtype) -> None:
+    width += width % 2
+    x, weight = apart((count, width), dtype), torch.randn(columns, width).to(dtype)
+    expected = (x.double() @ weight.double().T).float()
+    got = rows.wide_linear(x, weight)
+    torch.testing.assert_close(got, expected, **TOL["wide product", "float32"].bounds)
+    torch.testing.assert_close(elementwise.wide_linear(x, weight), expected, **TOL["wide product", "float32"].bounds)
+    for row in range(min(count, 3)):
+        assert torch.equal(rows.wide_linear(x[row : row + 1], weight), got[row : row + 1])
+
+
+def test_wide_linear_is_for_bfloat16_of_even_width_without_gradients() -> None:
+    weight = torch.randn(3, 6, dtype=torch.bfloat16)
+    assert rows.wide_linear_unsupported(torch.randn(2, 6, dtype=torch.bfloat16), weight) is None
+    assert "nothing has to be widened" in str(rows.wide_linear_unsupported(torch.randn(2, 6), weight.float()))
+    assert "odd" in str(rows.wide_linear_unsupported(torch.randn(2, 5, dtype=torch.bfloat16), weight[:, :5]))
+    assert "gradients" in str(rows.wide_linear_unsupported(weight, weight.clone().requires_grad_()))
+
+
+@settings(deadline=None, max_examples=40)
 @given(count=ROWS, width=WIDTHS, dtype=st.sampled_from(DTYPES))
 def test_swiglu(count: int, width: int, dtype: torch.dtype) -> None:
     gate, up = apart((count, 2 * width), dtype).mul_(4).chunk(2, dim=-1)
