@@ -350,7 +350,10 @@ def describe_data(data: PreparedData) -> str:
 
 
 def export(trainer: Trainer, directory: Path) -> Path:
-    """Write the model of the last stage with its tokenizer, and `training.json` beside them."""
+    """Write the model of the last stage with its tokenizer, and `training.json` beside them.
+
+    The record of a run that started from another's model holds that one's record too, under `ancestor`.
+    """
     save_model(trainer.model, directory)
     trainer.data.tokenizer.save(directory)
     record = {
@@ -359,6 +362,7 @@ def export(trainer: Trainer, directory: Path) -> Path:
         "steps": trainer.step,
         "tokens": trainer.tokens,
         "start": trainer.recipe.start,
+        "ancestor": _training_record(trainer.recipe.start),
         "stages": [asdict(stage) for stage in trainer.recipe.stages[: trainer.stage_index + 1]],
         "text": asdict(trainer.recipe.text),
         "data": trainer.data.summary,
@@ -367,3 +371,9 @@ def export(trainer: Trainer, directory: Path) -> Path:
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, directory / "training.json")
     return directory
+
+
+def _training_record(start: str | None) -> dict[str, Any] | None:
+    """What `training.json` says of the model in a directory, if there is one."""
+    file = None if start is None else Path(start) / "training.json"
+    return None if file is None or not file.is_file() else json.loads(file.read_text(encoding="utf-8"))

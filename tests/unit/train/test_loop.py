@@ -72,7 +72,9 @@ def test_a_kept_stage_is_where_another_recipe_starts(make_recipe: MakeRecipe, tm
     assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items() if name in weights)
     assert (tmp_path / "b" / "data" / "tokenizer.json").read_bytes() == (kept / "tokenizer.json").read_bytes()
     folder = train(second, tmp_path / "b")
-    assert folder is not None and json.loads((folder / "training.json").read_text())["start"] == str(kept)
+    assert folder is not None
+    grown = json.loads((folder / "training.json").read_text())
+    assert grown["start"] == str(kept) and grown["ancestor"] == record and record["ancestor"] is None
     nowhere = make_recipe(start=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match="where there is no model; run the recipe that makes it first"):
         train(nowhere, tmp_path / "c")
