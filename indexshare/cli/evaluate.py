@@ -43,7 +43,7 @@ class SuiteOptions:
     tokens
         Most held-out tokens that the prices (at each length) and `draft` score: 65,536 unless given.
     files
-        Most files that `repository` scores.
+        Most files that `held-out` and `repository` score, drawn by the seed: all, and 24, unless given.
     context
         Tokens of context for `repository`: 16,384, or what the model reads, unless given.
     seed
@@ -58,7 +58,7 @@ class SuiteOptions:
     attention: str = "selection,full,recent"
     samples: int = 5
     tokens: int | None = None
-    files: int = 24
+    files: int | None = None
     context: int | None = None
     seed: int = 0
     packages: str | None = None
@@ -212,6 +212,8 @@ class _Work:
         from indexshare.eval.forward import check_attention, check_length
         from indexshare.eval.prices import check_selects
 
+        if options.files is not None and options.files < 1:
+            raise ValueError(f"--files is {options.files}; expected at least 1")
         if set(suites) & {"needle", "recall"}:
             check_attention(options.kinds)
         if "draft" in suites:
@@ -226,8 +228,8 @@ class _Work:
     ) -> dict[str, Report]:
         """The reports of one suite by the name they have in JSON."""
         from indexshare.eval.draft import DEFAULT_TOKENS, evaluate_draft
-        from indexshare.eval.held_out import evaluate_held_out
-        from indexshare.eval.repository import evaluate_repository
+        from indexshare.eval.held_out import evaluate_held_out, some_documents
+        from indexshare.eval.repository import DEFAULT_FILES, evaluate_repository
         from indexshare.eval.retrieval import evaluate_retrieval
 
         given = (self.model, self.tokenizer)
@@ -239,11 +241,12 @@ class _Work:
             bar.end()
         bar.begin(suite, "files" if suite == "held-out" else "tokens")
         if suite == "held-out":
-            reports[suite] = evaluate_held_out(*given, self.held_out, max_tokens=max_tokens, progress=bar)
+            documents = some_documents(self.held_out, options.files, options.seed)
+            reports[suite] = evaluate_held_out(*given, documents, max_tokens=max_tokens, progress=bar)
         elif suite == "repository":
             reports[suite] = evaluate_repository(
                 *given, self.held_out, self.everything,
-                context=options.context, files=options.files, seed=options.seed, progress=bar,
+                context=options.context, files=options.files or DEFAULT_FILES, seed=options.seed, progress=bar,
             )  # fmt: skip
         elif suite == "draft":
             tokens = DEFAULT_TOKENS if options.tokens is None else options.tokens

@@ -65,16 +65,12 @@ def train(
     folder = Path("runs") / name if out is None else out
     chosen = chosen if seed is None else replace(chosen, seed=seed)
     runs = [*_ancestors(chosen, part), (chosen if part == 1.0 else chosen.scaled(part), folder)]
+    again = _again(recipe, folder, part, seed, device)
     for each, where in runs:
         model = run(
-            each,
-            where,
-            device=device,
-            checkpoint_minutes=checkpoint_minutes,
-            tensorboard=tensorboard,
-            quiet=quiet,
-            resume_command=_again(recipe, folder, part, seed, device),
-        )
+            each, where, device=device, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard, quiet=quiet,
+            resume_command=again,
+        )  # fmt: skip
         if model is None:
             return EXIT_STOPPED
     write(f"{model}\n")

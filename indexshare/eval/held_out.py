@@ -11,6 +11,7 @@ import itertools
 import json
 import lzma
 import math
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,6 +110,13 @@ def package_split(directory: Path, names: Sequence[str]) -> Split:
     except ValueError:
         record = None  # nothing is known of what it has seen
     return Split(train=[], held_out=unseen_packages(names, record), copies=0, near_copies=0)
+
+
+def some_documents(documents: Sequence[Document], count: int | None, seed: int) -> Sequence[Document]:
+    """At most `count` of the documents, drawn by the seed, in their order; all of them for None."""
+    if count is None or count >= len(documents):
+        return documents
+    return [documents[i] for i in sorted(random.Random(seed).sample(range(len(documents)), count))]
 
 
 def evaluate_held_out(

@@ -56,6 +56,7 @@ def test_all_suites_as_json(model: str, text: str, capsys: pytest.CaptureFixture
     captured = capsys.readouterr()
     facts = json.loads(captured.out)
     assert set(facts) >= KEYS_OF_THE_FIRST_VERSION | {"prices", "needle", "recall", "repository", "draft"}
+    assert facts["files"] == facts["repository"]["files"] == 2, "--files 2 of the three"
     assert facts["prices"]["rows"][0]["price_of_sharing"] is None
     for task in ("needle", "recall"):
         (row,) = facts[task]["accuracy"]["recent"]

@@ -14,6 +14,7 @@ from indexshare.eval.held_out import (
     evaluate_held_out,
     held_out_documents,
     package_split,
+    some_documents,
     xz_bits,
 )
 from indexshare.model.glm import GlmMoeDsa
@@ -32,6 +33,14 @@ def tokenizer() -> Tokenizer:
 
 def documents() -> list[Document]:
     return [Document(name=f"m{i}.py", text=text) for i, text in enumerate(TEXTS)]
+
+
+def test_some_of_the_files() -> None:
+    everything = documents()
+    some = some_documents(everything, 5, 0)
+    assert len(some) == 5 and [d for d in everything if d in some] == some
+    assert some_documents(everything, 5, 0) == some != some_documents(everything, 5, 1)
+    assert some_documents(everything, None, 0) == some_documents(everything, 99, 0) == everything
 
 
 def silent_model(tokenizer: Tokenizer) -> GlmMoeDsa:
