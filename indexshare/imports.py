@@ -1,12 +1,23 @@
-"""What Python source imports, and which file of a tree that is. Plain text rules: they work on text cut anywhere."""
+"""What Python source imports, which file of a tree that is, and what it defines. Plain text rules: they work on text
+cut anywhere."""
 
 from __future__ import annotations
 
+import builtins
+import keyword
 import re
 from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 _IMPORT = re.compile(r"^\s*(?:from\s+(\.*[\w.]*)\s+import\s+(\([^)]*\)?|[^#\n]*)|import\s+([^#\n]+))", re.MULTILINE)
+
+_DEFINITION = re.compile(
+    r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+([A-Za-z_]\w*)|^([A-Za-z_]\w*)[ \t]*(?::[^=\n]+)?=[^=]"
+    r"|\bself\.([A-Za-z_]\w*)[ \t]*=[^=]",
+    re.MULTILINE,
+)
+_LEAST_LETTERS = 5  # shorter names are guessed, or everywhere
+_COMMON = frozenset({*dir(builtins), *keyword.kwlist, *keyword.softkwlist})
 
 
 def imported_modules(text: str, target: PurePosixPath) -> set[str]:
@@ -68,3 +79,9 @@ def imported_files(names: Sequence[str], texts: Sequence[str]) -> list[list[int]
             needed.update(i for i in found if len(paths[i].parts) == least)
         result.append(sorted(needed - {index}))
     return result
+
+
+def definitions(text: str) -> set[str]:
+    """Names that Python source defines: functions, classes, module variables, attributes of self; no common words."""
+    found = {name for groups in _DEFINITION.findall(text) for name in groups if name}
+    return {name for name in found if len(name) >= _LEAST_LETTERS and name not in _COMMON and not name.startswith("__")}

@@ -7,9 +7,7 @@ it. Names in comments and strings are text, not uses.
 
 from __future__ import annotations
 
-import builtins
 import io
-import keyword
 import math
 import random
 import re
@@ -25,23 +23,16 @@ import torch
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, batches, check_length, hidden_states, predictions
 from indexshare.eval.package import Target, choose_targets, package_context
-from indexshare.imports import imported_modules, is_module
+from indexshare.imports import definitions, imported_modules, is_module
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.tokenizer import Tokenizer
 from indexshare.train.corpus import Document, package_of
 from indexshare.train.objectives import token_losses
 
 KINDS = ("far", "package")
-_LEAST_LETTERS = 5  # shorter names are guessed, or everywhere
 _MOST_DEFINERS = 2  # a name that more files of the package define (`close`, `read`) is nobody's in particular
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_DEFINITION = re.compile(
-    r"^[ \t]*(?:async[ \t]+def|def|class)[ \t]+([A-Za-z_]\w*)|^([A-Za-z_]\w*)[ \t]*(?::[^=\n]+)?=[^=]"
-    r"|\bself\.([A-Za-z_]\w*)[ \t]*=[^=]",
-    re.MULTILINE,
-)
 Definers = dict[tuple[str, str], list[str]]
-_COMMON = frozenset({*dir(builtins), *keyword.kwlist, *keyword.softkwlist})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,12 +82,6 @@ class KindFigures:
     accuracy_gain: Estimate
     bits: tuple[Estimate, Estimate]
     bits_saved: Estimate
-
-
-def definitions(text: str) -> set[str]:
-    """Names that Python source defines: functions, classes, module variables, attributes of self; no common words."""
-    found = {name for groups in _DEFINITION.findall(text) for name in groups if name}
-    return {name for name in found if len(name) >= _LEAST_LETTERS and name not in _COMMON and not name.startswith("__")}
 
 
 def find_uses(tokenizer: Tokenizer, target: Target, definers: Definers, *, reach: int, last: int) -> list[Use]:

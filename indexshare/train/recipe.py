@@ -13,11 +13,11 @@ from indexshare.config.share_plan import SharePlan
 from indexshare.config.shipped import CONFIG_FILE
 from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.corpus import Document, Split, TokenCorpus
-from indexshare.train.data import LookupTasks, Mixture, PackedText, RetrievalTasks, Source
+from indexshare.train.data import LookupTasks, Mixture, PackedText, RenamedText, RetrievalTasks, Source
 from indexshare.train.packages import TrainingText
 from indexshare.train.stages import Stage
 
-SOURCES = ("text", "retrieval", "lookup")  # what a stage's mixture may name
+SOURCES = ("text", "renamed", "retrieval", "lookup")  # what a stage's mixture may name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +110,7 @@ class PreparedData:
         """The stage's stream of batches."""
         sources: dict[str, Source] = {
             "text": PackedText(self.train, seed=seed),
+            "renamed": RenamedText(self.train, self.tokenizer, seed=seed + 2),
             "retrieval": RetrievalTasks(self.tokenizer, seed=seed + 1),
             "lookup": LookupTasks(self.tokenizer, seed=seed + 1),
         }
@@ -145,8 +146,13 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
         )
     train = TokenCorpus.build(split.train, tokenizer, folder / "train.bin")
     for stage in recipe.stages:
-        if stage.mixture.get("text"):
-            PackedText(train, seed=0).check_length(stage.sequence_length + 1)
+        texts: dict[str, PackedText | RenamedText] = {
+            "text": PackedText(train, seed=0),
+            "renamed": RenamedText(train, tokenizer, seed=0),
+        }
+        for name, source in texts.items():
+            if stage.mixture.get(name):
+                source.check_length(stage.sequence_length + 1)
     held_out = TokenCorpus.build(split.held_out, tokenizer, folder / "held_out.bin")
     return PreparedData(
         tokenizer=tokenizer,

@@ -24,7 +24,7 @@ class Stage:
         sequence_length: input tokens per row.
         batch_tokens: input tokens per update.
         micro_tokens: most input tokens per forward pass; smaller costs time, larger memory.
-        mixture: source name -> weight (`text`, and the generated `retrieval` and `lookup`).
+        mixture: source name -> weight (`text`, `renamed` text, and the generated `retrieval` and `lookup`).
         position_reach: most positions a row is spread over (`data.stretched_positions`); 0 leaves them 0, 1, 2, ...
         attention: `full` attends to all earlier tokens; `sparse` to each layer's selection.
         trains: `all` parameters, or the `indexer` alone.

@@ -4,7 +4,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from indexshare.imports import imported_files, imported_modules, is_module
+from indexshare.imports import definitions, imported_files, imported_modules, is_module
 
 
 @pytest.mark.parametrize(
@@ -60,3 +60,13 @@ def test_files_of_a_tree() -> None:
         ["a/core.py"],
         ["util.py"],
     ]
+
+
+def test_definitions() -> None:
+    text = "class Widget:\n    def __init__(self):\n        self.colour = 1\n    async def paint(self): ...\n"
+    assert definitions(text + "LIMIT: int = 3\nabc = 1\nprint = 2\nvalue == 4\n") == {
+        "Widget",
+        "colour",
+        "paint",
+        "LIMIT",
+    }

@@ -12,7 +12,6 @@ from indexshare.eval.identifiers import (
     Use,
     _score,
     complete_identifiers,
-    definitions,
     find_definers,
     find_uses,
     summarise,
@@ -50,16 +49,6 @@ def uses(tokenizer: Tokenizer, files: list[Document] | None = None) -> list[Use]
     everything = files or FILES
     (target,) = choose_targets(tokenizer, everything[:1], everything, count=1)
     return find_uses(tokenizer, target, find_definers(everything), reach=REACH, last=len(target.body))
-
-
-def test_definitions() -> None:
-    text = "class Widget:\n    def __init__(self):\n        self.colour = 1\n    async def paint(self): ...\n"
-    assert definitions(text + "LIMIT: int = 3\nabc = 1\nprint = 2\nvalue == 4\n") == {
-        "Widget",
-        "colour",
-        "paint",
-        "LIMIT",
-    }
 
 
 def test_uses_far_and_from_the_package(tokenizer: Tokenizer) -> None:
