@@ -111,7 +111,8 @@ def decode_step_refusal() -> str | None:
 
 def _implementation(op: str, *args: Any) -> Callable[..., Any]:
     table, forced = _IMPLEMENTATIONS[op], _forced.get()
-    refusal = _UNSUPPORTED[op](*args) if op in _UNSUPPORTED and forced in (None, "cpu") else None
+    chosen = forced not in table or forced == "cpu"  # by what the kernels can take; any other name is simply called
+    refusal = _UNSUPPORTED[op](*args) if chosen and op in _UNSUPPORTED else None
     if forced in table:
         if refusal is not None:
             raise ValueError(f"{op} is forced to the C++ kernels, which cannot take this call: {refusal}")

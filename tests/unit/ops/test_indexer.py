@@ -136,3 +136,10 @@ def test_the_recent_control_ignores_scores() -> None:
         assert {row["op"] for row in dispatch.explain() if row["implementation"] == "recent"} == {"select_topk"}
     assert chosen.tolist() == [[45, 46, 47, 48, 49], [0, 1, 2, -1, -1], [0, 1, 2, 3, 4]]
     assert dispatch.explain()[0]["implementation"] != "recent"
+
+
+def test_other_operations_are_chosen_as_ever_beside_the_control() -> None:
+    """A kernel that refuses a call is not called because something else is forced: here, rows that want gradients."""
+    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4)
+    with dispatch.force("recent"):
+        assert ops.wide_linear(x, weight).requires_grad and ops.rms_norm(x, weight[0], 1e-5).requires_grad
