@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
-from indexshare.train.corpus import STANDARD_LIBRARY, TextFolder
+from indexshare.train.corpus import library_text
 from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
@@ -20,12 +20,7 @@ LAST = OptimConfig(muon_lr=8e-4, adam_lr=8e-4, indexer_lr=1.5e-3)
 def recipe() -> Recipe:
     """All stages, about an hour and a half on two cores."""
     model = preset("nano")
-    # Character tables and generated documentation are data, not code to learn from.
-    text = TextFolder(
-        path=STANDARD_LIBRARY,
-        exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
-    )
-    return Recipe(name="nano-base", model=model, text=text, stages=stages(model.share_plan), seed=0)
+    return Recipe(name="nano-base", model=model, text=library_text(), stages=stages(model.share_plan), seed=0)
 
 
 def stages(plan: SharePlan) -> tuple[Stage, ...]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
-from indexshare.train.corpus import STANDARD_LIBRARY, TextFolder
+from indexshare.train.corpus import library_text
 from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
@@ -23,12 +23,8 @@ LONG_TEXT = {"text": 0.75, "lookup": 0.25}
 def recipe() -> Recipe:
     """All stages; `--seed` gives others than this one."""
     model = preset("pico")
-    text = TextFolder(
-        path=STANDARD_LIBRARY,
-        exclude=("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3"),
-    )
     stages = (*full_stages(), *sparse_stages(model.share_plan))
-    return Recipe(name="pico", model=model, text=text, stages=stages, seed=0, evaluate_every=250)
+    return Recipe(name="pico", model=model, text=library_text(), stages=stages, seed=0, evaluate_every=250)
 
 
 def full_stages() -> tuple[Stage, ...]:

@@ -54,6 +54,12 @@ class TextFolder:
         return split_documents(read_folder(self), self.held_out)
 
 
+def library_text() -> TextFolder:
+    """The standard library as text: without character tables and generated documentation, which are data."""
+    exclude = ("site-packages", "__pycache__", "encodings", "pydoc_data", "lib2to3")
+    return TextFolder(path=STANDARD_LIBRARY, exclude=exclude)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Document:
     """One text file: its path relative to the folder (with `/`), and its text."""

@@ -60,9 +60,10 @@ template <class T>
 int wide_products(const char* x, int64_t stride, const T* weight, int64_t rows, int64_t width, int64_t columns, float* to,
                   int threads) {
     constexpr int64_t COLUMNS = WIDE * LANES, ROWS = 512;  // a task's: packing is then a small part of it
-    const int64_t units = width / DEPTH<T>, grain = std::min(ROWS, (rows + threads - 1) / threads);
+    const int team = worth(rows, threads);
+    const int64_t units = width / DEPTH<T>, grain = std::clamp<int64_t>((rows + team - 1) / team, 1, ROWS);
     std::atomic<int> failed{0};
-#pragma omp parallel for num_threads(worth(rows, threads)) schedule(dynamic, 1)
+#pragma omp parallel for num_threads(team) schedule(dynamic, 1)
     for (int64_t first = 0; first < rows; first += grain) {
         try {
             Lines<uint32_t> panel(units * COLUMNS);
