@@ -3,7 +3,8 @@
     python benchmarks/contenders.py '{"job": "run", "program": "indexshare", ...}'
 
 Every program reads the same weights in bfloat16 (llama.cpp its GGUF form, made by our exporter), or in about eight
-bits (int8 here, Q8_0 there), the same random prompt in one piece, and then writes the likeliest token again and again.
+bits (int8 here, Q8_0 there) or four (int4 here, Q4_0 there, made by llama.cpp from our file), the same random prompt in
+one piece, and then writes the likeliest token again and again.
 Times are taken around calls that have returned logits to Python.
 """
 
@@ -25,10 +26,10 @@ INSTALL = {
     "llama.cpp": "pip install llama-cpp-python==0.3.36",
 }
 WARM_TOKENS = 64
-WEIGHTS = ("bf16", "int8")
-GGUF_NAMES = {"bf16": "model.gguf", "int8": "model-q8_0.gguf"}
-GGUF_TYPES = {"bf16": "bf16", "int8": "q8_0"}
-TAKES_INT8 = ("indexshare", "llama.cpp")
+WEIGHTS = ("bf16", "int8", "int4")
+GGUF_NAMES = {"bf16": "model.gguf", "int8": "model-q8_0.gguf", "int4": "model-q4_0.gguf"}
+GGUF_TYPES = {"bf16": "bf16", "int8": "q8_0", "int4": "q4_0"}
+TAKES_PACKED = ("indexshare", "llama.cpp")  # weights of fewer bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +71,25 @@ def build(config_file: Path, folder: Path) -> None:
 
 
 def convert(folder: Path, weights: str) -> None:
-    """The same weights for llama.cpp, without a tokenizer."""
+    """The same weights for llama.cpp, without a tokenizer; in four bits by llama.cpp itself, every matrix alike."""
     from indexshare.export.gguf import export_gguf
 
-    export_gguf(folder, folder / GGUF_NAMES[weights], type=GGUF_TYPES[weights], tokenizer=False)
+    if weights != "int4":
+        export_gguf(folder, folder / GGUF_NAMES[weights], type=GGUF_TYPES[weights], tokenizer=False)
+        return
+    import ctypes
+
+    import llama_cpp
+
+    plain, packed = folder / GGUF_NAMES["bf16"], folder / GGUF_NAMES[weights]
+    if not plain.is_file():
+        convert(folder, "bf16")
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.pure = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, True
+    unfinished = packed.with_suffix(".unfinished")
+    if llama_cpp.llama_model_quantize(bytes(plain), bytes(unfinished), ctypes.byref(settings)):
+        raise RuntimeError(f"llama.cpp could not quantise {plain}; what it said is above")
+    os.replace(unfinished, packed)
 
 
 class Ours:

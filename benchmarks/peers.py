@@ -7,7 +7,7 @@ agree, or nothing is timed. Every finished measurement is one line in WORK/measu
 program goes on from there, and measures again whatever has changed (sources, versions, settings, processor). Delete a
 line, or the file, to measure it again. llama.cpp is measured with every combination of its settings given; tables show
 the fastest one for each figure. Length 0 is decoding alone, after one token. With `--weights int8` our matrices are
-int8 and llama.cpp's Q8_0; transformers takes no part.
+int8 and llama.cpp's Q8_0, with `--weights int4` int4 and Q4_0; transformers takes no part.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 from common import HERE, ChildFailed, installed, machine, run_child
-from contenders import GGUF_NAMES, INSTALL, PACKAGES, PROGRAMS, TAKES_INT8, WEIGHTS, Variant
+from contenders import GGUF_NAMES, INSTALL, PACKAGES, PROGRAMS, TAKES_PACKED, WEIGHTS, Variant
 from peers_report import build_report, draw, table
 
 WORKER = HERE / "contenders.py"
@@ -37,8 +37,8 @@ GATE_TOKENS = 768  # more than index_topk of s.json
 GATE_DIFFERENCE = 1e-3
 GATE_SHARE_OF_ROWS = 0.02
 # llama.cpp computes with rounded weights and activations. It may lie this many times as far from indexshare in float32
-# as indexshare with its own rounding does (bfloat16, and int8 weights where those are compared), median over rows of
-# the root mean square over that of the logits; never this far.
+# as indexshare with its own rounding does (bfloat16, and weights of as many bits where those are compared), median over
+# rows of the root mean square over that of the logits; never this far.
 GATE_TIMES_OWN = 2.0
 GATE_FARTHEST = 0.5
 
@@ -138,7 +138,7 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        wanted = [name for name in arguments.programs if arguments.weights == "bf16" or name in TAKES_INT8]
+        wanted = [name for name in arguments.programs if arguments.weights == "bf16" or name in TAKES_PACKED]
         self.absent = absent_programs(wanted)
         self.programs = [name for name in wanted if name not in self.absent]
         self.variants = variants(arguments, self.programs)
@@ -186,8 +186,9 @@ class Comparison:
             "indexshare": plain | {"dtype": "float32"},
             "indexshare bfloat16": plain | {"dtype": "bfloat16"},
         }
-        if self.arguments.weights != "bf16":
-            wanted["indexshare int8"] = plain | {"dtype": "bfloat16", "weights": self.arguments.weights}
+        weights = self.arguments.weights
+        if weights != "bf16":
+            wanted[f"indexshare {weights}"] = plain | {"dtype": "bfloat16", "weights": weights}
         if "transformers" in self.programs:
             wanted["transformers"] = plain | {"program": "transformers", "dtype": "float32"}
         for variant in self.variants:

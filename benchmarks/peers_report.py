@@ -8,6 +8,11 @@ from typing import Any
 from contenders import PROGRAMS, Variant
 
 FIGURES = ("prefill_s", "decode_ms", "peak_bytes")
+PACKED = {
+    "int8": "Matrices in about eight bits: int8 with a scale per group here, Q8_0 in llama.cpp.",
+    "int4": "Matrices in about four bits: int4 with a scale per group here (indexer and head in eight, embedding and"
+    " router as they were), Q4_0 in llama.cpp for all of them.",
+}
 SETTINGS = ("program", "threads", "flash", "batch", "weights")
 
 
@@ -119,8 +124,8 @@ def _remarks(report: dict[str, Any]) -> list[str]:
         f"`{report['command']}`",
         "Medians (range) of processes in turn; FA: llama.cpp's flash attention, the faster of on and off is shown.",
     ]
-    if settings.get("weights", "bf16") != "bf16":
-        lines.append("Matrices in about eight bits: int8 with a scale per group here, Q8_0 in llama.cpp.")
+    if note := PACKED.get(settings.get("weights", "bf16")):
+        lines.append(note)
     lines += [f"{name} was absent; to have it: {command}" for name, command in report["absent"].items()]
     limit = settings["transformers_up_to"]
     if any(result["length"] > limit for result in report["results"]):

@@ -70,6 +70,8 @@ class Runner:
         if self._native is not None and self._native.refusal(view) is None:
             _, logits = self._native(ids, view, full_attention_below=self.full_attention_below, wanted=ends)
             return logits if ends else None
+        if self._native is not None:
+            self._native.look_again()  # prompts are read with the weights as they are, and so is what follows them
         token_ids = torch.tensor(ids, dtype=torch.int64, device=self.cache.device)
         hidden = self.model.trunk(token_ids, view, full_attention_below=self.full_attention_below)
         if not ends:

@@ -6,7 +6,7 @@ What it computes is `GlmMoeDsa.trunk` followed by `GlmMoeDsa.logits`; where it d
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import ref
 
@@ -31,7 +31,11 @@ MAX_ROWS = 16  # beyond it a step is products of matrices, which torch multiplie
 
 
 class NativeStep:
-    """Runs decode steps of one model. Weights may change in place or be replaced; steps see what is there.
+    """Runs decode steps of one model.
+
+    Weights may change in place at any time. Replaced weights and modules are found when a sequence begins, and at the
+    next step after `look_again`: to ask for all addresses takes as long as a layer. Until then the old ones are kept
+    and used, so do not free their memory under them (`untyped_storage().resize_`).
 
     Args:
         model: in evaluation mode; its draft layer is not used.
@@ -39,9 +43,9 @@ class NativeStep:
 
     def __init__(self, model: GlmMoeDsa) -> None:
         self.model = model
-        self._watched: list[tuple[dict[str, Any], str]] = []
         self._addresses: list[int] = []
         self._decoder: Decoder | None = None
+        self._looked = False
         self._pools: tuple[Any, Any] = (None, None)
         self._cache: ref[PagedCache] | None = None
 
@@ -88,6 +92,8 @@ class NativeStep:
         """
         config = self.model.config
         longest = max(span.total for span in view.spans)
+        if self._cache is None or self._cache() is not view.cache or any(span.past == 0 for span in view.spans):
+            self.look_again()
         if len(ids) != view.num_rows or longest > config.max_position_embeddings:
             self.model.check_ids(torch.tensor(ids), view)  # raises
         tables = [view.block_ids(i) for i, span in enumerate(view.spans) for _ in range(span.length)]
@@ -99,16 +105,27 @@ class NativeStep:
             wanted=range(len(ids)) if wanted is None else wanted,
         )  # fmt: skip
 
+    def look_again(self) -> None:
+        """Find out before the next step whether all weights are where they were."""
+        self._looked = False
+
     def _current(self) -> Decoder:
-        """The decoder for the weights as they are now."""
-        if self._decoder is None or [d[name].data_ptr() for d, name in self._watched] != self._addresses:
-            trunk = [self.model.embed_tokens, self.model.layers, self.model.norm, self.model.lm_head]
-            modules = [module for part in trunk for module in part.modules()]
-            owned = [table for m in modules for table in (m._parameters, m._buffers)]
-            self._watched = [(table, name) for table in owned for name, tensor in table.items() if tensor is not None]
-            self._addresses = [table[name].data_ptr() for table, name in self._watched]
-            self._decoder = _Collector(self.model).decoder()
+        """The decoder for the weights as they were when last looked at."""
+        moved = bool(self._addresses) and self.model.embed_tokens.weight.data_ptr() != self._addresses[0]
+        if self._decoder is None or not self._looked or moved:
+            addresses = [tensor.data_ptr() for tensor in self._weights()]
+            if self._decoder is None or addresses != self._addresses:
+                self._decoder = _Collector(self.model).decoder()
+                self._addresses = addresses
+            self._looked = True
         return self._decoder
+
+    def _weights(self) -> Iterator[Tensor]:
+        """All that a step reads but the caches, the embedding first."""
+        for part in (self.model.embed_tokens, self.model.layers, self.model.norm, self.model.lm_head):
+            for module in part.modules():
+                for table in (module._parameters, module._buffers):
+                    yield from (tensor for tensor in table.values() if tensor is not None)
 
     def _of_cache(self, cache: PagedCache) -> tuple[Any, Any]:
         """Addresses of a cache's pools; they never move."""

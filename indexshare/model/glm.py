@@ -23,7 +23,10 @@ class GlmMoeDsa(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        # With its own initialisation, which nothing uses, an embedding on the meta device loads torch's compiler: 1 s.
+        self.embed_tokens = nn.Embedding.from_pretrained(
+            torch.zeros(config.vocab_size, config.hidden_size), freeze=False
+        )
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

@@ -178,9 +178,12 @@ class Trainer:
         save_checkpoint(self.directory, state)
 
     def _sizes(self) -> list[list[str | int]]:
-        """Name, tokens, row length and update of every stage that has begun: a resumed run must have the same."""
+        """Name, tokens, row length, update and layers of every stage begun: a resumed run must have the same."""
         begun = self.recipe.stages[: self.stage_index + 1]
-        return [[s.name, s.tokens, s.sequence_length, s.batch_tokens] for s in begun]
+        depths = [self.recipe.stage_model(s).num_hidden_layers for s in begun]
+        return [
+            [s.name, s.tokens, s.sequence_length, s.batch_tokens, depth] for s, depth in zip(begun, depths, strict=True)
+        ]
 
     def _restore(self, saved: dict[str, Any]) -> None:
         if saved["recipe"] != self.recipe.name or saved["data_hash"] != self.data.train.data_hash:
@@ -200,11 +203,11 @@ class Trainer:
             raise ValueError(f"the checkpoint stands in stage {position['stage']!r}, the recipe has {names}")
         self.stage_index = names.index(position["stage"])
         for old, new in zip(saved.get("sizes", []), self._sizes(), strict=False):
-            if old != new:
+            if old != new[: len(old)]:  # older checkpoints do not say how many layers
                 raise ValueError(
                     f"the checkpoint in {self.directory} trained stage {old[0]!r} with {old[1:]} (tokens, row length, "
-                    f"tokens per update), the recipe now says {new[1:]}; resume with the same --part and recipe, or "
-                    "use another folder (stages that have not begun may change)"
+                    f"tokens per update, layers), the recipe now says {new[1:]}; resume with the same --part and "
+                    "recipe, or use another folder (stages that have not begun may change)"
                 )
         self.stage_step, self.step, self.tokens = position["stage_step"], position["step"], position["tokens"]
         self._enter_stage(saved["model"])
@@ -215,9 +218,7 @@ class Trainer:
     def _enter_stage(self, weights: dict[str, Tensor] | None) -> None:
         """Build the stage's model from the weights of the one before, its optimizer and its data stream."""
         config = self.recipe.stage_model(self.stage)
-        model = GlmMoeDsa(config)
-        if weights is None:
-            model.initialise(self.recipe.seed)
+        model = GlmMoeDsa(config).initialise(self.recipe.seed)  # which layers that join keep
         model = model.to(device=self.device, dtype=getattr(torch, self.recipe.dtype))
         if weights is not None:
             self._load(model, weights)
@@ -229,8 +230,11 @@ class Trainer:
         self.mixture: Mixture = self.data.mixture(self.stage, seed)
 
     def _load(self, model: GlmMoeDsa, weights: dict[str, Tensor]) -> None:
-        """Fill a stage's model; indexers of layers that are Shared from now on are dropped, and nothing else."""
-        wanted = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        """Fill a stage's model: layers that join keep their initial weights, indexers of layers that are Shared from
+        now on are dropped, and nothing else.
+        """
+        joined = [name for name in model.state_dict() if name not in weights and self._joins(name)]
+        wanted = {name: tensor.shape for name, tensor in model.state_dict().items() if name not in joined}
         wrong = [name for name in weights if name not in wanted and not is_indexer(name)]
         wrong += [name for name, shape in wanted.items() if name not in weights or weights[name].shape != shape]
         if wrong:
@@ -240,7 +244,14 @@ class Trainer:
                 f"{len(wrong)} tensors are missing, surplus or of another shape, {wrong[0]} for instance; "
                 "use another folder"
             )
-        model.load_state_dict({name: weights[name] for name in wanted})
+        model.load_state_dict({name: weights[name] for name in wanted}, strict=False)
+
+    def _joins(self, name: str) -> bool:
+        """Whether a weight belongs to a trunk layer that the stage before this one did not have."""
+        if self.stage_index == 0 or not name.startswith("layers."):
+            return False
+        before = self.recipe.stage_model(self.recipe.stages[self.stage_index - 1]).num_hidden_layers
+        return int(name.split(".")[1]) >= before
 
     def _trains(self, name: str) -> bool:
         if is_indexer(name):

@@ -61,10 +61,20 @@ class Recipe:
         unknown = sorted(set(self.keep) - set(names))
         if unknown:
             raise ValueError(f"recipe {self.name!r} keeps stages {unknown}; it has {names}")
-        indexers = set(range(self.model.num_hidden_layers))
+        whole = self.model.num_hidden_layers
+        depth = whole if self.start is not None else 0
+        indexers = set(range(depth))
         for stage in self.stages:
-            self._check(stage, indexers)
-            indexers = set(self.stage_model(stage).share_plan.full_layers)
+            layers = whole if stage.layers is None else stage.layers
+            if not depth <= layers <= whole:
+                raise ValueError(
+                    f"recipe {self.name!r}, stage {stage.name!r} has {layers} layers; expected at least the {depth} "
+                    f"trained before and at most the model's {whole}"
+                )
+            self._check(stage, indexers | set(range(depth, layers)))
+            depth, indexers = layers, set(self.stage_model(stage).share_plan.full_layers)
+        if depth != whole:
+            raise ValueError(f"recipe {self.name!r} ends with {depth} of {whole} layers; leave `layers` out at the end")
 
     def _check(self, stage: Stage, indexers: set[int]) -> None:
         """Refuse now what would fail hours into the run; `indexers` are the layers that still have one."""
@@ -87,9 +97,11 @@ class Recipe:
             raise ValueError(f"{where} has Full layers {lost} whose indexers an earlier stage dropped")
 
     def stage_model(self, stage: Stage) -> ModelConfig:
-        """The model's configuration in a stage: the stage's share plan, or every layer Full."""
-        plan = stage.plan or SharePlan.all_full(self.model.num_hidden_layers)
-        return self.model.replace(indexer_types=plan.types)
+        """The model's configuration in a stage: its layers, and its share plan or every layer Full."""
+        layers = stage.layers or self.model.num_hidden_layers
+        plan = stage.plan or SharePlan.all_full(layers)
+        kinds = self.model.mlp_layer_types[:layers]
+        return self.model.replace(num_hidden_layers=layers, indexer_types=plan.types, mlp_layer_types=kinds)
 
     def scaled(self, part: float) -> Recipe:
         """The same run with a part of the tokens of every stage: for trying it out."""

@@ -33,6 +33,9 @@ class Stage:
         indexer_weight: factor of that loss; with AdamW it matters only against clipping.
         indexer_stride: that loss is taken at one query in this many; its mean stays the same, its cost falls.
         plan: Full and Shared layers; None leaves every layer Full. Surplus indexers are dropped at the start.
+        layers: of the trunk, from the first; None for all. The others join in a later stage with initial weights
+            (stacking: Gong et al., "Efficient Training of BERT by Progressively Stacking", ICML 2019): what the first
+            layers learn alone lies below those that join, where the indexers of Full layers can make use of it.
         mtp_weight: factor of the draft layer's loss; 0 leaves the draft layer out.
         mtp_steps: draft steps trained.
         mtp_from: part of the stage after which the draft loss begins (it costs time, and learns fast).
@@ -55,6 +58,7 @@ class Stage:
     indexer_weight: float = 1.0
     indexer_stride: int = 1
     plan: SharePlan | None = None
+    layers: int | None = None
     mtp_weight: float = 0.0
     mtp_steps: int = 1
     mtp_from: float = 0.0
@@ -95,6 +99,12 @@ class Stage:
             raise ValueError(
                 f"stage {self.name!r}: {self.mtp_steps} draft steps need rows of more than that many tokens, "
                 f"sequence_length is {self.sequence_length}"
+            )
+        if self.layers is not None and (self.layers < 1 or self.plan is not None):
+            beside = " beside a plan" if self.plan else ""
+            raise ValueError(
+                f"stage {self.name!r}: layers is {self.layers}{beside}; expected at least 1, and no plan: sharing "
+                "needs the whole trunk"
             )
         if self.trains == "indexer" and self.indexer_loss == "none":
             raise ValueError(f"stage {self.name!r} trains the indexer alone but has no indexer loss")

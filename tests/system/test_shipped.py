@@ -44,7 +44,10 @@ class Shipped:
     of_full: float
 
 
-MODELS = (Shipped(name="nano", max_bytes=25_000_000, pattern="FFFSSSFSSSFSS", of_xz=0.9, of_full=1.01),)
+MODELS = (
+    Shipped(name="nano", max_bytes=25_000_000, pattern="FFFSSSFSSSFSS", of_xz=0.9, of_full=1.01),
+    Shipped(name="pico", max_bytes=3_000_000, pattern="FFFSSS", of_xz=1.0, of_full=1.01),
+)
 both = pytest.mark.parametrize("shipped", MODELS, ids=lambda shipped: shipped.name)
 
 

@@ -209,8 +209,11 @@ def test_arguments(peers: ModuleType) -> None:
     assert labels[0] == "indexshare, 4 threads"
     assert len(labels) == 1 + 2 * 2 * 2
     assert "llama.cpp, no flash attention, batch 1024, 4 threads" in labels
-    labels = [v.label for v in peers.variants(peers.parse(["--weights", "int8", "--threads", "2"]), ["indexshare"])]
-    assert labels == ["indexshare, int8, 2 threads"]
+    for weights, theirs in (("int8", "Q8_0"), ("int4", "Q4_0")):
+        arguments = peers.parse(["--weights", weights, "--threads", "2", "--llama-threads", "2"])
+        labels = [variant.label for variant in peers.variants(arguments, ["indexshare", "llama.cpp"])]
+        assert labels[0] == f"indexshare, {weights}, 2 threads"
+        assert all(label.startswith(f"llama.cpp, {theirs}, ") for label in labels[1:])
 
 
 def test_a_program_that_cannot_run_is_one_line(

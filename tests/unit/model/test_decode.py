@@ -251,6 +251,46 @@ def test_changed_and_replaced_weights_are_seen() -> None:
     assert len({tuple(logits[0, :3].tolist()) for logits in seen}) == 4
 
 
+def test_within_a_sequence_replaced_weights_are_seen_on_request() -> None:
+    model = random_model(preset("tiny"), 5)
+    cache, step = PagedCache(model.config, 2, 8), NativeStep(model)
+
+    def second() -> Tensor:
+        with torch.inference_mode():
+            return step([9], cache.view([[1]], [(1, 1)]))[1]
+
+    with torch.inference_mode():
+        step([7], cache.view([[1]], [(0, 1)]))
+    before = second()
+    with torch.no_grad():
+        model.lm_head.weight.mul_(2.0)  # in place: seen at once
+    torch.testing.assert_close(second(), 2 * before)
+    model.lm_head.weight = torch.nn.Parameter(3 * model.lm_head.weight.detach())
+    torch.testing.assert_close(second(), 2 * before)  # the old ones are kept alive
+    step.look_again()
+    torch.testing.assert_close(second(), 6 * before)
+
+
+def test_matrices_packed_after_a_generation_are_used() -> None:
+    model, params = random_model(preset("tiny"), 5), SamplingParams(max_tokens=24, temperature=0, ignore_eos=True)
+    llm, prompt = LLM(model), [random.randrange(256) for _ in range(40)]
+    before = llm.generate([prompt], params)[0].token_ids
+    quantize_weights(model, "int4")
+    after = llm.generate([prompt], params)[0].token_ids
+    assert after == LLM(model).generate([prompt], params)[0].token_ids != before
+
+
+def test_a_prompt_is_followed_by_the_weights_that_read_it() -> None:
+    model = random_model(preset("tiny"), 5)
+    llm, params = LLM(model), SamplingParams(max_tokens=8, temperature=0, ignore_eos=True)
+    llm.generate([[3, 4, 5]], params)
+    model.layers[1].self_attn.o_proj.weight = torch.nn.Parameter(
+        torch.randn_like(model.layers[1].self_attn.o_proj.weight)
+    )
+    prompt = [random.randrange(256) for _ in range(40)]
+    assert llm.generate([prompt], params)[0].token_ids == LLM(model).generate([prompt], params)[0].token_ids
+
+
 def test_where_the_step_does_not_apply() -> None:
     model = random_model(preset("tiny"), 6)
     cache, step = PagedCache(model.config, 40, 1), NativeStep(model)
@@ -287,8 +327,9 @@ def test_bad_input_is_refused_and_writes_nothing() -> None:
             step([3], cache.view([[0, 1, 2]], [(20, 1)]))
         assert not any(pool.any() for pool in cache._latents.values())
         model.layers[0].self_attn.o_proj.weight = torch.nn.Parameter(torch.zeros(24, 32).t())
-        with pytest.raises(ValueError, match="make it contiguous"):
-            step([3], cache.view([[0]], [(0, 1)]))
+        for _ in range(2):  # the decoder of before is not taken instead
+            with pytest.raises(ValueError, match="make it contiguous"):
+                step([3], cache.view([[0]], [(0, 1)]))
 
 
 @pytest.mark.parametrize("weights", [None, "int8"])

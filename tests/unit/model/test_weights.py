@@ -61,6 +61,17 @@ def test_loads_what_was_saved(tmp_path: Path) -> None:
         assert torch.equal(model(ids), loaded(ids))
 
 
+def test_loading_and_running_leave_the_compiler_of_torch_alone(tmp_path: Path) -> None:
+    """It takes longer to import than a small model takes to load."""
+    program = (
+        "import sys, torch, indexshare; model = indexshare.load_model(sys.argv[1]); "
+        "model.eval()(torch.tensor([[3, 4, 5]])); print('torch._dynamo' in sys.modules)"
+    )
+    command = [sys.executable, "-c", program, str(saved(tmp_path / "m", random_model()))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.stdout == "False\n", result.stderr
+
+
 def test_stacked_experts(tmp_path: Path) -> None:
     model = random_model()
     folder = saved(tmp_path / "m", model)

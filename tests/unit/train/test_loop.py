@@ -146,6 +146,52 @@ def test_all_four_stages_make_a_model(dtype: str, make_recipe: MakeRecipe, tmp_p
     assert record["data"]["train_files"] + record["data"]["held_out_files"] == 24
 
 
+def test_layers_join_later_with_initial_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    first, *rest = make_recipe().stages
+    recipe = make_recipe(stages=(replace(first, layers=2, mtp_weight=0.0), *rest))
+    trainer = trainer_of(recipe, tmp_path)
+    assert trainer.model.config.num_hidden_layers == len(trainer.model.layers) == 2
+    advance_to(trainer, 2)
+    before = trainer.model.state_dict()
+    trainer.evaluate()
+    trainer.save()
+    advance_to(trainer, 3)  # warm-up of the indexers: nothing else changes
+    after, initial = trainer.model.state_dict(), GlmMoeDsa(trainer.model.config).initialise(recipe.seed)
+    assert trainer.model.config.num_hidden_layers == 4
+    for name, tensor in initial.state_dict().items():
+        if not is_indexer(name):
+            expected = before[name] if name in before else tensor.to(after[name].dtype)
+            assert torch.equal(after[name], expected), name
+    again = trainer_of(recipe, tmp_path)
+    assert again.step == 2 and len(again.model.layers) == 2
+    advance_to(again, 3)
+    assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in after.items())
+    with pytest.raises(ValueError, match="layers"):
+        trainer_of(make_recipe(stages=(replace(recipe.stages[0], layers=3), *rest)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("layers", "text"),
+    [((2, 1, None, None), "at least the 2"), ((5, None, None, None), "at most the model's 4")],
+)
+def test_layers_do_not_leave_and_are_not_too_many(
+    layers: tuple[int | None, ...], text: str, make_recipe: MakeRecipe
+) -> None:
+    stages = make_recipe().stages
+    with pytest.raises(ValueError, match=text):
+        make_recipe(stages=tuple(replace(s, layers=n) if n else s for s, n in zip(stages, layers, strict=True)))
+
+
+def test_the_last_stage_has_all_layers(make_recipe: MakeRecipe) -> None:
+    first, *_, last = make_recipe().stages
+    with pytest.raises(ValueError, match="ends with 2 of 4"):
+        make_recipe(stages=(replace(first, layers=2),))
+    with pytest.raises(ValueError, match="sharing needs the whole trunk"):
+        replace(last, layers=2)
+    with pytest.raises(ValueError, match="at least 1"):
+        replace(first, layers=0)
+
+
 def test_training_learns(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     stage = make_recipe().stages[0]
     longer = replace(stage, tokens=40 * 128, mtp_weight=0.0, mixture={"text": 1.0})
