@@ -11,6 +11,7 @@ import torch
 
 NAME = "checkpoint.pt"
 PREVIOUS = "checkpoint.previous.pt"
+DAMAGED = "checkpoint.damaged.pt"
 
 
 def save_checkpoint(directory: str | Path, state: dict[str, Any]) -> Path:
@@ -47,6 +48,8 @@ def save_checkpoint(directory: str | Path, state: dict[str, Any]) -> Path:
 def load_checkpoint(directory: str | Path) -> dict[str, Any] | None:
     """The newest readable checkpoint of a run, or None when there is none.
 
+    A damaged newest one is renamed, so that the next checkpoint does not take the place of the one that could be read.
+
     Raises:
         ValueError: checkpoints are there, but none can be read.
     """
@@ -59,6 +62,8 @@ def load_checkpoint(directory: str | Path) -> dict[str, Any] | None:
         except Exception as error:  # torch.load raises whatever zipfile and pickle raise on a damaged file
             broken.append(f"{path}: damaged or not a checkpoint, {type(error).__name__}")
             continue
+        if broken:
+            os.replace(Path(directory) / NAME, Path(directory) / DAMAGED)
         return state
     if broken:
         raise ValueError(

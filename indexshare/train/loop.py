@@ -303,7 +303,9 @@ def run(
     reporter = Reporter(directory, trainer.step, tensorboard=tensorboard, quiet=quiet)
     try:
         reporter.say(f"{recipe.name}: {describe_data(data)}")
-        if trainer.step:
+        if trainer.finished:
+            reporter.say(f"finished before, at step {trainer.step}; the model is written again")
+        elif trainer.step:
             reporter.say(f"resumed at step {trainer.step}, stage {trainer.stage.name}")
         with StopRequested() as stop:
             _train(trainer, reporter, stop, checkpoint_minutes * 60)

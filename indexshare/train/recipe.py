@@ -66,10 +66,17 @@ class Recipe:
         indexers = set(range(depth))
         for stage in self.stages:
             layers = whole if stage.layers is None else stage.layers
-            if not depth <= layers <= whole:
+            if layers > whole:
+                raise ValueError(f"recipe {self.name!r}, stage {stage.name!r} has {layers} layers, the model {whole}")
+            if layers < depth:
                 raise ValueError(
-                    f"recipe {self.name!r}, stage {stage.name!r} has {layers} layers; expected at least the {depth} "
-                    f"trained before and at most the model's {whole}"
+                    f"recipe {self.name!r}, stage {stage.name!r} has {layers} layers, fewer than the {depth} trained "
+                    "before it; layers join and do not leave"
+                )
+            if depth < layers and stage.trains == "indexer":
+                raise ValueError(
+                    f"recipe {self.name!r}, stage {stage.name!r} trains indexers alone, but layers {depth} to "
+                    f"{layers - 1} have not been trained; let them join in a stage before it"
                 )
             self._check(stage, indexers | set(range(depth, layers)))
             depth, indexers = layers, set(self.stage_model(stage).share_plan.full_layers)

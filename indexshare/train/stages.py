@@ -100,12 +100,10 @@ class Stage:
                 f"stage {self.name!r}: {self.mtp_steps} draft steps need rows of more than that many tokens, "
                 f"sequence_length is {self.sequence_length}"
             )
-        if self.layers is not None and (self.layers < 1 or self.plan is not None):
-            beside = " beside a plan" if self.plan else ""
-            raise ValueError(
-                f"stage {self.name!r}: layers is {self.layers}{beside}; expected at least 1, and no plan: sharing "
-                "needs the whole trunk"
-            )
+        if self.layers is not None and (type(self.layers) is not int or self.layers < 1):
+            raise ValueError(f"stage {self.name!r}: layers is {self.layers!r}; expected a whole number of at least 1")
+        if self.layers is not None and self.plan is not None:
+            raise ValueError(f"stage {self.name!r}: layers beside a plan; leave one out, sharing needs the whole trunk")
         if self.trains == "indexer" and self.indexer_loss == "none":
             raise ValueError(f"stage {self.name!r} trains the indexer alone but has no indexer loss")
 

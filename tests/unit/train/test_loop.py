@@ -18,7 +18,7 @@ from indexshare import load_model
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.tokenizer import Tokenizer
 from indexshare.train import checkpoint, loop
-from indexshare.train.checkpoint import NAME, PREVIOUS, load_checkpoint, save_checkpoint
+from indexshare.train.checkpoint import DAMAGED, NAME, PREVIOUS, load_checkpoint, save_checkpoint
 from indexshare.train.corpus import TextFolder
 from indexshare.train.loop import Trainer, run
 from indexshare.train.optim import MixedOptimizer, is_indexer
@@ -148,14 +148,16 @@ def test_all_four_stages_make_a_model(dtype: str, make_recipe: MakeRecipe, tmp_p
 
 def test_layers_join_later_with_initial_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     first, *rest = make_recipe().stages
-    recipe = make_recipe(stages=(replace(first, layers=2, mtp_weight=0.0), *rest))
+    short = replace(first, name="pretrain_short", layers=2, mtp_weight=0.0)
+    still = replace(first, optim=replace(first.optim, muon_lr=0.0, adam_lr=0.0, router_lr=0.0), balance_rate=0.0)
+    recipe = make_recipe(stages=(short, still, *rest))
     trainer = trainer_of(recipe, tmp_path)
     assert trainer.model.config.num_hidden_layers == len(trainer.model.layers) == 2
     advance_to(trainer, 2)
     before = trainer.model.state_dict()
     trainer.evaluate()
     trainer.save()
-    advance_to(trainer, 3)  # warm-up of the indexers: nothing else changes
+    advance_to(trainer, 3)  # at rates of zero nothing changes
     after, initial = trainer.model.state_dict(), GlmMoeDsa(trainer.model.config).initialise(recipe.seed)
     assert trainer.model.config.num_hidden_layers == 4
     for name, tensor in initial.state_dict().items():
@@ -167,19 +169,27 @@ def test_layers_join_later_with_initial_weights(make_recipe: MakeRecipe, tmp_pat
     advance_to(again, 3)
     assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in after.items())
     with pytest.raises(ValueError, match="layers"):
-        trainer_of(make_recipe(stages=(replace(recipe.stages[0], layers=3), *rest)), tmp_path)
+        trainer_of(make_recipe(stages=(replace(short, layers=3), still, *rest)), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("layers", "text"),
-    [((2, 1, None, None), "at least the 2"), ((5, None, None, None), "at most the model's 4")],
+    [
+        ((2, 2, 1, None), "1 layers, fewer than the 2 trained before it"),
+        ((5, None, None, None), "has 5 layers, the model 4"),
+        ((2, None, None, None), "trains indexers alone, but layers 2 to 3 have not been trained"),
+    ],
 )
-def test_layers_do_not_leave_and_are_not_too_many(
-    layers: tuple[int | None, ...], text: str, make_recipe: MakeRecipe
-) -> None:
+def test_layers_that_cannot_be(layers: tuple[int | None, ...], text: str, make_recipe: MakeRecipe) -> None:
     stages = make_recipe().stages
     with pytest.raises(ValueError, match=text):
         make_recipe(stages=tuple(replace(s, layers=n) if n else s for s, n in zip(stages, layers, strict=True)))
+
+
+@pytest.mark.parametrize("layers", [0, -1, 2.0, "2", True])
+def test_layers_are_a_whole_number(layers: object) -> None:
+    with pytest.raises(ValueError, match=r"stage 'pretrain': layers is .* expected a whole number of at least 1"):
+        pretrain(tokens=64, sequence_length=32, batch_tokens=64, layers=layers)
 
 
 def test_the_last_stage_has_all_layers(make_recipe: MakeRecipe) -> None:
@@ -188,8 +198,6 @@ def test_the_last_stage_has_all_layers(make_recipe: MakeRecipe) -> None:
         make_recipe(stages=(replace(first, layers=2),))
     with pytest.raises(ValueError, match="sharing needs the whole trunk"):
         replace(last, layers=2)
-    with pytest.raises(ValueError, match="at least 1"):
-        replace(first, layers=0)
 
 
 def test_training_learns(make_recipe: MakeRecipe, tmp_path: Path) -> None:
@@ -417,7 +425,11 @@ def test_damaged_checkpoints_fall_back_to_the_one_before(tmp_path: Path) -> None
     for damaged in (whole[:-200], b""):
         (tmp_path / NAME).write_bytes(damaged)
         assert load_checkpoint(tmp_path)["step"] == 1  # type: ignore[index]
-    (tmp_path / NAME).unlink()  # killed between the two renames
+        assert (tmp_path / DAMAGED).read_bytes() == damaged
+    assert not (tmp_path / NAME).exists()  # as if killed between the two renames
+    assert load_checkpoint(tmp_path)["step"] == 1  # type: ignore[index]
+    save_checkpoint(tmp_path, {"step": 3})
+    (tmp_path / NAME).write_bytes(b"")
     assert load_checkpoint(tmp_path)["step"] == 1  # type: ignore[index]
     (tmp_path / PREVIOUS).write_bytes(whole[:100])
     with pytest.raises(ValueError, match=r"no checkpoint can be read .*delete them to start again"):
