@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -188,8 +189,9 @@ def test_ctrl_c_while_text_is_written() -> None:
     command = [sys.executable, "-m", "indexshare", "generate", "def f", "-n", "4000", "--model", "nano"]
     root = Path(__file__).resolve().parents[3]
     with subprocess.Popen(
-        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-    ) as process:
+        command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    ) as process:  # fmt: skip
         assert process.stdout is not None
         assert process.stderr is not None
         first = process.stdout.read(1)
