@@ -23,15 +23,15 @@ from typing import Any
 import torch
 
 import indexshare
+from indexshare.checkpoint.load import load_model
 from indexshare.config.shipped import model_directory
+from indexshare.data.corpus import TextFolder, read_folder
 from indexshare.engine.llm import LLM
 from indexshare.engine.request import SamplingParams
 from indexshare.eval.bootstrap import Estimate
 from indexshare.eval.held_out import held_out_split, package_split, training_text
 from indexshare.eval.identifiers import CompletedUse, complete_identifiers, summarise
-from indexshare.model.weights import load_model
-from indexshare.tokenizer import Tokenizer
-from indexshare.train.corpus import TextFolder, read_folder
+from indexshare.text.tokenizer import Tokenizer
 
 SHOWN_BEFORE = 5  # lines of the file in an example
 

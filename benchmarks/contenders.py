@@ -97,7 +97,7 @@ class Ours:
 
     def __init__(self, folder: Path, job: dict[str, Any], dtype: str = "bfloat16") -> None:
         from indexshare import load_model
-        from indexshare.model.quantized import quantize_weights
+        from indexshare.adapt.quantized import quantize_weights
 
         self._model = load_model(folder, dtype=dtype)
         if job["weights"] != "bf16":
@@ -113,7 +113,7 @@ class Ours:
 
     def request(self, ids: list[int], count: int) -> tuple[float, list[float]]:
         """Seconds to the first token, and of each of `count` after it."""
-        from indexshare.bench.runs import engine_for, request
+        from indexshare.measure.runs import engine_for, request
 
         run = request(engine_for(self._model, len(ids), count), ids, count)
         return run.prefill_s, list(run.decode_s)

@@ -1,6 +1,6 @@
 """The curve of a training run: a small CSV and one picture, from the run's metrics.jsonl.
 
-    python benchmarks/training_curve.py runs/nano --out docs/models/nano
+    python benchmarks/training_curve.py runs/nano --out docs/curves/nano
 
 Writes OUT.csv (one row per held-out evaluation: stage, step, tokens, training loss averaged since the last one,
 held-out bits per byte) and OUT.png. Needs matplotlib (extra `plots`).

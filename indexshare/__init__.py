@@ -12,8 +12,8 @@ __version__ = "0.1.0"
 _HOME_OF = {
     "LLM": "indexshare.engine.llm",
     "SamplingParams": "indexshare.engine.request",
-    "load_model": "indexshare.model.weights",
-    "save_model": "indexshare.model.weights",
+    "load_model": "indexshare.checkpoint.load",
+    "save_model": "indexshare.checkpoint.load",
     "GlmMoeDsa": "indexshare.model.glm",
     "ModelConfig": "indexshare.config.model",
     "SharePlan": "indexshare.config.share_plan",
@@ -31,12 +31,12 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from indexshare.checkpoint.load import load_model, save_model
     from indexshare.config.model import ModelConfig
     from indexshare.config.share_plan import SharePlan
     from indexshare.engine.llm import LLM
     from indexshare.engine.request import SamplingParams
     from indexshare.model.glm import GlmMoeDsa
-    from indexshare.model.weights import load_model, save_model
 
 
 def __getattr__(name: str) -> Any:

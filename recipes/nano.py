@@ -10,9 +10,9 @@ from pathlib import Path
 
 from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
-from indexshare.train.corpus import library_text
+from indexshare.data.corpus import library_text
+from indexshare.data.packages import Package, PackageText
 from indexshare.train.optim import OptimConfig, Schedule
-from indexshare.train.packages import Package, PackageText
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
 

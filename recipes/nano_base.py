@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
-from indexshare.train.corpus import library_text
+from indexshare.data.corpus import library_text
 from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import indexshare
 from indexshare.config.presets import preset
-from indexshare.train.corpus import TextFolder
+from indexshare.data.corpus import TextFolder
 from indexshare.train.optim import OptimConfig
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse

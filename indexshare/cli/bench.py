@@ -12,9 +12,9 @@ from cyclopts import Parameter
 from indexshare.cli.output import console, note, print_json, print_pairs, print_table, size
 
 if TYPE_CHECKING:
-    from indexshare.bench.ceilings import Bound, Ceilings
-    from indexshare.bench.report import BenchReport, BenchSettings
-    from indexshare.bench.timing import Spread
+    from indexshare.measure.ceilings import Bound, Ceilings
+    from indexshare.measure.report import BenchReport, BenchSettings
+    from indexshare.measure.timing import Spread
 
 _LENGTHS = (1024, 4096, 16384)
 _KERNEL_CONTEXT = 65536
@@ -68,7 +68,7 @@ class BenchOptions:
         """For a model made for `context` positions, with what was not given filled in."""
         import torch
 
-        from indexshare.bench.report import PARTS, VARIANTS, BenchSettings
+        from indexshare.measure.report import PARTS, VARIANTS, BenchSettings
 
         fitting = tuple(n for n in _LENGTHS if n + self.decode_tokens < context)
         return BenchSettings(
@@ -105,9 +105,9 @@ def bench(
     json
         Print one JSON object instead of tables.
     """
-    from indexshare.bench.report import run_bench
-    from indexshare.bench.subject import Subject
     from indexshare.cli.measuring import MeasuringBar
+    from indexshare.measure.report import run_bench
+    from indexshare.measure.subject import Subject
 
     subject = Subject.find(model, dtype)
     settings = (options or BenchOptions()).settings(subject.config.max_position_embeddings)

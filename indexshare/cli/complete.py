@@ -12,9 +12,9 @@ from indexshare.cli.completion import ModelOptions, SamplingOptions, as_json, re
 from indexshare.cli.output import note, print_json
 
 if TYPE_CHECKING:
-    from indexshare.engine.completion_context import PackedContext
-    from indexshare.engine.source_tree import Cursor, SkippedFile
-    from indexshare.tokenizer import Tokenizer
+    from indexshare.repository.context import PackedContext
+    from indexshare.repository.source_tree import Cursor, SkippedFile
+    from indexshare.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT_TOKENS = 16_384
 _SHOWN_SKIPS = 8
@@ -48,7 +48,7 @@ def complete(
     json
         Print one JSON object instead: the text, the files in the context, and the cost.
     """
-    from indexshare.engine.source_tree import read_cursor
+    from indexshare.repository.source_tree import read_cursor
 
     options, sampling = model_options or ModelOptions(), sampling or SamplingOptions()
     params = sampling.params()
@@ -101,9 +101,9 @@ def _budget(wanted: int | None, options: ModelOptions, max_tokens: int) -> int:
 
 
 def _pack(cursor: Cursor, root: Path | None, tokenizer: Tokenizer, budget: int) -> PackedContext:
-    from indexshare.engine.completion_context import pack_context
-    from indexshare.engine.source_tree import read_tree
-    from indexshare.tokenizer import file_header
+    from indexshare.repository.context import pack_context
+    from indexshare.repository.source_tree import read_tree
+    from indexshare.text.tokenizer import file_header
 
     # A new file alone in its folder is no mistake; a folder that was named and holds no text is one.
     tree = read_tree(cursor.path.parent if root is None else root, may_be_empty=root is None)

@@ -17,7 +17,7 @@ from indexshare.planner.machine import peak_memory_bytes
 if TYPE_CHECKING:
     from indexshare.engine.llm import LLM
     from indexshare.engine.request import CompletionOutput, RequestStats, SamplingParams
-    from indexshare.tokenizer import Tokenizer
+    from indexshare.text.tokenizer import Tokenizer
 
 
 @Parameter(name="*")
@@ -51,7 +51,7 @@ class ModelOptions:
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer; ValueError when the model is unknown or has none."""
         from indexshare.config.shipped import model_directory
-        from indexshare.tokenizer import Tokenizer
+        from indexshare.text.tokenizer import Tokenizer
 
         return Tokenizer.load(model_directory(self.model))
 

@@ -107,7 +107,7 @@ def _operations() -> list[dict[str, str]]:
 
 
 def _try_model(name: str) -> dict[str, Any]:
-    from indexshare.model.weights import load_model
+    from indexshare.checkpoint.load import load_model
 
     try:
         model = load_model(name)

@@ -16,10 +16,10 @@ from indexshare.cli.output import print_json
 if TYPE_CHECKING:
     import torch
 
+    from indexshare.data.corpus import Document
     from indexshare.eval.plots import Report
     from indexshare.model.glm import GlmMoeDsa
-    from indexshare.tokenizer import Tokenizer
-    from indexshare.train.corpus import Document
+    from indexshare.text.tokenizer import Tokenizer
 
 SUITES = ("held-out", "needle", "recall", "repository", "draft")
 
@@ -182,13 +182,13 @@ class _Work:
         device: str,
     ) -> _Work:
         """Read the text where a suite needs it, then load the model: a wrong folder costs nothing."""
+        from indexshare.adapt.quantized import check_weights, quantize_weights
+        from indexshare.checkpoint.load import load_model
         from indexshare.config.shipped import model_directory
+        from indexshare.data.corpus import TextFolder, read_folder
         from indexshare.engine.llm import running_dtype
         from indexshare.eval.held_out import held_out_split, package_split, training_text
-        from indexshare.model.quantized import check_weights, quantize_weights
-        from indexshare.model.weights import load_model
-        from indexshare.tokenizer import Tokenizer
-        from indexshare.train.corpus import TextFolder, read_folder
+        from indexshare.text.tokenizer import Tokenizer
 
         check_weights(weights, device)
         directory, held_out, everything = model_directory(name), list["Document"](), list["Document"]()

@@ -7,7 +7,7 @@ from indexshare.config.model import ModelConfig
 from indexshare.config.presets import PRESETS, preset
 
 CONFIG_FILE = "config.json"
-_MODELS = Path(__file__).resolve().parent.parent / "models"
+_MODELS = Path(__file__).resolve().parent.parent / "shipped"
 
 
 def shipped_models() -> dict[str, Path]:

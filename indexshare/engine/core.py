@@ -23,7 +23,7 @@ from indexshare.engine.runner import Model, Runner
 from indexshare.engine.sampler import Draw, non_finite_rows, sample, token_logprobs
 from indexshare.engine.scheduler import PREFILL_CHUNK, Row, Scheduler
 from indexshare.engine.text import TextAssembler
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 
 
 class Generation:

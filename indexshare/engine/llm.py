@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from indexshare.adapt.quantized import quantize_weights
 from indexshare.cache.paged import PagedCache
+from indexshare.checkpoint.load import load_model
 from indexshare.config.shipped import model_directory
 from indexshare.engine.capacity import default_cache_tokens
 from indexshare.engine.core import Engine, Generation
@@ -16,9 +18,7 @@ from indexshare.engine.progress import GenerationProgress
 from indexshare.engine.request import Chunk, CompletionOutput, SamplingParams, check_prompt
 from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.quantized import quantize_weights
-from indexshare.model.weights import load_model
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 
 BLOCK_SIZE = 64
 Prompt = str | Sequence[int]

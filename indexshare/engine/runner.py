@@ -13,8 +13,8 @@ from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig
 from indexshare.engine.request import RequestStats
 from indexshare.engine.scheduler import Row
-from indexshare.model.decode import NativeStep
 from indexshare.model.glm import GlmMoeDsa
+from indexshare.step.native_step import NativeStep
 
 
 class Model(Protocol):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from indexshare.tokenizer import IncrementalDecoder, Tokenizer
+from indexshare.text.tokenizer import IncrementalDecoder, Tokenizer
 
 
 class StopMatcher:

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from indexshare.cache.view import InFlightView
+from indexshare.data.corpus import Document
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, batches, check_length, counter, hidden_states, predictions
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import END_OF_TEXT, Tokenizer
-from indexshare.train.corpus import Document
+from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer
 
 DEFAULT_TOKENS = 65_536
 DEFAULT_LENGTH = 2048

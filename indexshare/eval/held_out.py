@@ -20,13 +20,13 @@ from typing import Any
 import torch
 
 from indexshare.cache.view import InFlightView
+from indexshare.data.corpus import Document, Split
+from indexshare.data.packages import text_from_record, unseen_packages
 from indexshare.eval.bootstrap import Interval, ratio
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import END_OF_TEXT, Tokenizer
-from indexshare.train.corpus import Document, Split
+from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer
 from indexshare.train.evaluate import bits_by_file
 from indexshare.train.objectives import token_losses
-from indexshare.train.packages import text_from_record, unseen_packages
 
 Progress = Callable[[int, int], None]
 

@@ -20,13 +20,13 @@ from pathlib import PurePosixPath
 
 import torch
 
+from indexshare.data.corpus import Document, package_of
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, batches, check_length, hidden_states, predictions
 from indexshare.eval.package import Target, choose_targets, package_context
-from indexshare.imports import definitions, imported_modules, is_module
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import Tokenizer
-from indexshare.train.corpus import Document, package_of
+from indexshare.text.imports import definitions, imported_modules, is_module
+from indexshare.text.tokenizer import Tokenizer
 from indexshare.train.objectives import token_losses
 
 KINDS = ("far", "package")

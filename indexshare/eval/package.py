@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from indexshare.engine.completion_context import pack_context
-from indexshare.engine.source_tree import SourceFile
-from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
-from indexshare.train.corpus import Document, is_near_copy, package_of
+from indexshare.data.corpus import Document, is_near_copy, package_of
+from indexshare.repository.context import pack_context
+from indexshare.repository.source_tree import SourceFile
+from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header
 
 OPENING_TOKENS = 256  # of a file that are given; what is asked comes after them
 

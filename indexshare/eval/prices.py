@@ -17,14 +17,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from indexshare.checkpoint.load import load_model
 from indexshare.config.share_plan import SharePlan
 from indexshare.config.shipped import model_directory
+from indexshare.data.corpus import Document
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import FULL, SELECTION, Progress, check_length, counter, token_bits
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.weights import load_model
-from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
-from indexshare.train.corpus import Document
+from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header
 
 DEFAULT_LENGTHS = (2048, 8192, 32768)
 DEFAULT_TOKENS = 65_536

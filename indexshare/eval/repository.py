@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from indexshare.data.corpus import Document
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, check_length, counter, token_bits
 from indexshare.eval.package import choose_targets, package_context
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import Tokenizer
-from indexshare.train.corpus import Document
+from indexshare.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT = 16_384
 DEFAULT_FILES = 24

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from indexshare.data.tasks import filler, unique_names
 from indexshare.eval.bootstrap import Estimate, proportion
 from indexshare.eval.forward import (
     ATTENTION,
@@ -29,8 +30,7 @@ from indexshare.eval.forward import (
     predictions,
 )
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import Tokenizer
-from indexshare.train.tasks import filler, unique_names
+from indexshare.text.tokenizer import Tokenizer
 
 DEFAULT_LENGTHS = (1024, 2048, 4096, 8192)
 NEEDLES_PER_TEXT = 5  # training has 2 to 6

@@ -20,15 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indexshare.checkpoint.load import require_equal
+from indexshare.checkpoint.matching import Matching, match_tensors
+from indexshare.checkpoint.tensor_files import TensorReader, read_directory
 from indexshare.config.model import ModelConfig
 from indexshare.config.shipped import model_directory
 from indexshare.export.layout import GgufTensor, all_sources, gguf_tensors
 from indexshare.export.llama_cpp import Value, architecture, hyperparameters, index_head
 from indexshare.export.source import CheckpointSource
 from indexshare.export.vocabulary import Vocabulary, read_vocabulary
-from indexshare.model.matching import Matching, match_tensors
-from indexshare.model.tensor_files import TensorReader, read_directory
-from indexshare.model.weights import require_equal
 
 FileType = Literal["bf16", "q8_0"]
 FILE_TYPES: dict[str, int] = {"bf16": 32, "q8_0": 7}  # llama.cpp's numbers (`llama_ftype`)

@@ -13,9 +13,9 @@ from typing import Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from indexshare.checkpoint.names import TensorSpec, checkpoint_tensors, expert_tensors
 from indexshare.config.model import ModelConfig
 from indexshare.export.llama_cpp import index_head
-from indexshare.model.names import TensorSpec, checkpoint_tensors, expert_tensors
 
 _LAYER = "model.layers."
 _WHOLE_MODEL = {

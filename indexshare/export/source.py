@@ -9,8 +9,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from indexshare.model.matching import Match
-from indexshare.model.tensor_files import CHUNK_BYTES, StoredTensor, TensorReader
+from indexshare.checkpoint.matching import Match
+from indexshare.checkpoint.tensor_files import CHUNK_BYTES, StoredTensor, TensorReader
 from indexshare.ops.quant import dequantize_block_fp8
 
 

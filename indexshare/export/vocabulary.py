@@ -2,7 +2,8 @@
 
 llama.cpp does not read the rule that cuts text into words; it knows a list of rules by name (`src/llama-vocab.cpp`).
 A tokenizer whose rule is not on the list gets other tokens there than it was trained with, in silence. The one that
-`indexshare.tokenizer` trains is not on it, and is written as close to it as the format allows: see `_indentations`.
+`indexshare.text.tokenizer` trains is not on it, and is written as close to it as the format allows: see
+`_indentations`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tokenizers import Tokenizer as RustTokenizer
 
 from indexshare.config.model import ModelConfig
 from indexshare.export.llama_cpp import Value
-from indexshare.tokenizer import CODE_PATTERN, Tokenizer
+from indexshare.text.tokenizer import CODE_PATTERN, Tokenizer
 
 # Kinds of token (`llama_token_type`). Control tokens are found in text only where a caller asks for it and print
 # nothing; user-defined ones are found in any text, before it is cut into words.

@@ -100,7 +100,7 @@ def explain() -> list[dict[str, str]]:
 
 
 def decode_step_refusal() -> str | None:
-    """Why a decode step must be computed operation by operation, or None if one call may do it (`ops/decode`).
+    """Why a decode step must be computed operation by operation, or None if one call may do it (`step`).
 
     Forcing anything but `"cpu"` is such a reason, so that a forced implementation is what runs.
     """

@@ -24,30 +24,7 @@ from functools import cache
 from pathlib import Path
 
 _HERE = Path(__file__).parent
-_SOURCES = (
-    "indexer/cpu_impl.cpp",
-    "sparse_mla/cpu_impl.cpp",
-    "sparse_mla/cpu_backward.cpp",
-    "rows/cpu_impl.cpp",
-    "experts/cpu_impl.cpp",
-    "decode/cpu_impl.cpp",
-    "tiles_check.cpp",
-)
-_HEADERS = (
-    "simd.hpp",
-    "vectors.hpp",
-    "panels.hpp",
-    "tiles.hpp",
-    "tiles_emulated.hpp",
-    *(f"indexer/{name}.hpp" for name in ("candidates", "scores", "tile_scores")),
-    "experts/choose.hpp",
-    "experts/products.hpp",
-    "sparse_mla/head_lanes.hpp",
-    "sparse_mla/head_tiles.hpp",
-    "sparse_mla/cpu_tiles.hpp",
-    *(f"decode/{name}.hpp" for name in ("model", "quantized", "products", "step", "attention")),
-    "decode/feed_forward.hpp",
-)
+PACKAGE = _HERE.parent
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 _BUILD_SECONDS = 300
@@ -146,11 +123,21 @@ def best_level(features: frozenset[str] | None = None) -> Level:
     return usable_levels(features)[0]
 
 
+def sources() -> list[Path]:
+    """The C++ files of the package, wherever they lie, in a fixed order."""
+    return sorted(PACKAGE.rglob("*.cpp"))
+
+
+def headers() -> list[Path]:
+    """The headers that they include, in a fixed order."""
+    return sorted(PACKAGE.rglob("*.hpp"))
+
+
 def library_name(level: Level) -> str:
     """File name of the library for a level: another one as soon as a source or flag changes."""
     digest = hashlib.sha256(repr((level.flags, _FLAGS)).encode())
-    for name in (*_SOURCES, *_HEADERS):
-        digest.update((_HERE / name).read_bytes())
+    for path in (*sources(), *headers()):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + b"\0" + path.read_bytes())
     return f"libindexshare-{platform.system()}-{platform.machine()}-{level.name}-{digest.hexdigest()[:12]}.so".lower()
 
 
@@ -191,9 +178,9 @@ def _compile(compiler: str, scratch: Path, level: Level, *, threads: bool) -> Pa
     """
     openmp = ("-fopenmp",) if threads else ("-Wno-unknown-pragmas",)
     objects, running = [], []
-    for number, source in enumerate(_SOURCES):
+    for number, source in enumerate(sources()):
         objects.append(scratch / f"{number}.o")
-        command = [compiler, *_FLAGS, *level.flags, *openmp, "-c", str(_HERE / source), "-o", str(objects[-1])]
+        command = [compiler, *_FLAGS, *level.flags, *openmp, "-c", str(source), "-o", str(objects[-1])]
         running.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
     outputs = [process.communicate(timeout=_BUILD_SECONDS)[0] for process in running]
     for process, output in zip(running, outputs, strict=True):

@@ -5,7 +5,7 @@ FP8: a matrix is cut into blocks of 128 x 128 (edge blocks are smaller); each bl
 `w = q * scale_inv[block]`. Leading dimensions (stacked experts) are independent matrices.
 
 Groups: 32 neighbouring weights of a row share a scale, `w = q * scale[group]`, with q a whole number. This is how
-weights are kept in memory for decoding (`ops/decode`), where reading them is what takes the time.
+weights are kept in memory for decoding (`step`), where reading them is what takes the time.
 
 Shape letters: R rows, C columns, Rb = ceil(R / 128) and Cb = ceil(C / 128) blocks, G = ceil(C / 32) groups.
 """

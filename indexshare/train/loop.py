@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from indexshare.checkpoint.load import load_model, save_model
 from indexshare.config.share_plan import SharePlan
+from indexshare.data.sources import Mixture, stretched_positions
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.weights import load_model, save_model
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
-from indexshare.train.data import Mixture, stretched_positions
 from indexshare.train.evaluate import held_out_bits_per_byte
 from indexshare.train.optim import MixedOptimizer, is_indexer
 from indexshare.train.progress import Reporter, duration

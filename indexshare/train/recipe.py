@@ -11,10 +11,10 @@ from typing import Any, Literal
 from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
 from indexshare.config.shipped import CONFIG_FILE
-from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
-from indexshare.train.corpus import Document, Split, TokenCorpus
-from indexshare.train.data import LookupTasks, Mixture, PackedText, RenamedText, RetrievalTasks, Source
-from indexshare.train.packages import TrainingText
+from indexshare.data.corpus import Document, Split, TokenCorpus
+from indexshare.data.packages import TrainingText
+from indexshare.data.sources import LookupTasks, Mixture, PackedText, RenamedText, RetrievalTasks, Source
+from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.stages import Stage
 
 SOURCES = ("text", "renamed", "retrieval", "lookup")  # what a stage's mixture may name

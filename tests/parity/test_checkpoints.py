@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from indexshare import GlmMoeDsa, load_model, save_model
-from indexshare.model.names import checkpoint_tensors, is_draft_tensor
-from indexshare.model.tensor_files import SINGLE_FILE
-from indexshare.model.weights import LoadReport
+from indexshare.checkpoint.load import LoadReport
+from indexshare.checkpoint.names import checkpoint_tensors, is_draft_tensor
+from indexshare.checkpoint.tensor_files import SINGLE_FILE
 from tests.parity.harness import build_public, glm_case, load_twin, transformers, twins
-from tests.unit.model.checkpoints import assert_same_weights, random_model, tiny_config
+from tests.unit.checkpoint.checkpoints import assert_same_weights, random_model, tiny_config
 
 Public = transformers.GlmMoeDsaForCausalLM
 

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from indexshare import GlmMoeDsa, load_model, save_model
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import InFlightView
+from indexshare.checkpoint.tensor_files import SINGLE_FILE
 from indexshare.model.mtp import DraftState
-from indexshare.model.tensor_files import SINGLE_FILE
 from tests.parity.mtp_reference import NaiveDraftLayer
 from tests.tolerance import TOL
-from tests.unit.model.checkpoints import random_model, tiny_config
+from tests.unit.checkpoint.checkpoints import random_model, tiny_config
 
 STEPS = 4
 CASES: dict[str, dict[str, Any]] = {

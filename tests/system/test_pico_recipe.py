@@ -10,7 +10,7 @@ import pytest
 from indexshare import load_model
 from indexshare.eval.bootstrap import ratio
 from indexshare.eval.held_out import held_out_documents, training_text, xz_bits
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 from indexshare.train.evaluate import bits_by_file
 from tests.tolerance import TOL
 

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 STEPS_PER_STAGE = 8
 RECIPE = """
 from indexshare.config.presets import preset
-from indexshare.train.corpus import TextFolder
+from indexshare.data.corpus import TextFolder
 from indexshare.train.optim import OptimConfig
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse

@@ -12,15 +12,15 @@ import torch
 
 from indexshare import LLM, SamplingParams, load_model
 from indexshare.cache.view import InFlightView
+from indexshare.checkpoint.load import LoadReport
 from indexshare.config import preset
 from indexshare.config.shipped import model_directory, shipped_models
 from indexshare.eval.held_out import xz_bits
 from indexshare.eval.retrieval import evaluate_retrieval
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
-from indexshare.model.weights import LoadReport
 from indexshare.planner.memory import count_parameters
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 from indexshare.train.objectives import token_losses
 from tests.tolerance import TOL
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from indexshare.checkpoint.load import save_model
 from indexshare.cli import main
 from indexshare.config.presets import preset
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.weights import save_model
-from indexshare.tokenizer import train_bpe
+from indexshare.text.tokenizer import train_bpe
 
 
 @dataclass(frozen=True)

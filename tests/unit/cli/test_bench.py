@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from indexshare.bench import ceilings, kernels, report
-from indexshare.bench.gate import Check
+from indexshare.measure import ceilings, kernels, report
+from indexshare.measure.gate import Check
 
 SMALL = ("--lengths", 24, 48, "--repeats", 1, "--decode-tokens", 2, "--threads", 1, "--kernel-context", 64)
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from indexshare.cli.complete import encode_context
-from indexshare.engine.completion_context import PackedContext, PackedFile
-from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
+from indexshare.repository.context import PackedContext, PackedFile
+from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header
 
 Run = Callable[..., Any]
 

@@ -12,7 +12,7 @@ from indexshare.train import loop
 
 RECIPE = """
 from indexshare.config.presets import preset
-from indexshare.train.corpus import TextFolder
+from indexshare.data.corpus import TextFolder
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import pretrain
 

@@ -9,7 +9,7 @@ from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig, preset
 from indexshare.engine.core import Engine
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 
 TINY = preset("tiny")
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from indexshare.checkpoint.save import save_model
 from indexshare.config import preset
 from indexshare.engine.llm import LLM
 from indexshare.engine.request import CapacityError, CompletionOutput, SamplingParams
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.save import save_model
-from indexshare.tokenizer import Tokenizer, train_bpe
+from indexshare.text.tokenizer import Tokenizer, train_bpe
 from tests.tolerance import TOL
 from tests.unit.engine.fake_model import BrokenModel, ScriptModel
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from indexshare.engine.text import StopMatcher, TextAssembler
-from indexshare.tokenizer import Tokenizer, train_bpe
+from indexshare.text.tokenizer import Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
-from indexshare.train.tasks import retrieval_text
+from indexshare.data.tasks import retrieval_text
+from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 
 
 @pytest.fixture(scope="session")

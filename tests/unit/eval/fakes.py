@@ -12,7 +12,7 @@ from indexshare.model.mtp import DraftState
 from indexshare.model.observe import Observer
 from indexshare.model.selection import Selection
 from indexshare.ops import dispatch
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 
 SURE = 12.0  # a logit that leaves little to the others
 

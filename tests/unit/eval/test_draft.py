@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from indexshare.config import preset
+from indexshare.data.corpus import Document
 from indexshare.eval.draft import _agreement, evaluate_draft
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import END_OF_TEXT, Tokenizer
-from indexshare.train.corpus import Document
+from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer
 from tests.unit.eval.fakes import FakeModel, Successor
 
 TEXT = "settings = {\n    'load_cache': 1234,\n    'read_token_path': 4321,\n}\n" * 3

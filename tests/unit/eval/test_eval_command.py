@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
+from indexshare.checkpoint.load import save_model
 from indexshare.cli import main
 from indexshare.cli.evaluate import SUITES, parse_lengths, parse_suites
 from indexshare.config import preset
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.weights import save_model
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 
 KEYS_OF_THE_FIRST_VERSION = {
     "model", "files", "num_bytes", "max_tokens", "sparse", "full", "xz", "position_edges", "position_bits", "windows",

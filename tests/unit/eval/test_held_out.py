@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from indexshare.checkpoint.load import save_model
 from indexshare.cli import main
 from indexshare.config import preset
+from indexshare.data.corpus import Document
 from indexshare.eval.held_out import (
     bits_by_position,
     evaluate_held_out,
@@ -18,9 +20,7 @@ from indexshare.eval.held_out import (
     xz_bits,
 )
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.weights import save_model
-from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
-from indexshare.train.corpus import Document
+from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.objectives import next_token_loss, token_losses
 
 TEXTS = [f"def f{i}(x):\n    return x * {i} + {i * 7}\n" * (i + 3) for i in range(12)]

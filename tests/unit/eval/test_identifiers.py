@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from indexshare.config import preset
+from indexshare.data.corpus import Document
 from indexshare.eval.forward import hidden_states
 from indexshare.eval.identifiers import (
     CompletedUse,
@@ -18,8 +19,7 @@ from indexshare.eval.identifiers import (
 )
 from indexshare.eval.package import choose_targets
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import Tokenizer, train_bpe
-from indexshare.train.corpus import Document
+from indexshare.text.tokenizer import Tokenizer, train_bpe
 from indexshare.train.objectives import token_losses
 from tests.unit.eval.fakes import Copier, FakeModel
 

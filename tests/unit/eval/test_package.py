@@ -4,10 +4,10 @@ import math
 
 import pytest
 
+from indexshare.data.corpus import Document
 from indexshare.eval.package import OPENING_TOKENS, Target, choose_targets, package_context
 from indexshare.eval.repository import evaluate_repository
-from indexshare.tokenizer import END_OF_TEXT, Tokenizer, file_header
-from indexshare.train.corpus import Document
+from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header
 from tests.tolerance import TOL
 from tests.unit.eval.fakes import Copier, FakeModel
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
+from indexshare.checkpoint.load import load_model, save_model
 from indexshare.config import SharePlan, preset
+from indexshare.data.corpus import Document
 from indexshare.eval.forward import FULL, RECENT, SELECTION, token_bits
 from indexshare.eval.prices import evaluate_prices, lay_out, load_every_layer_full, usable_lengths
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.weights import load_model, save_model
-from indexshare.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
-from indexshare.train.corpus import Document
+from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from tests.tolerance import TOL
 from tests.unit.eval.fakes import FakeModel
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from indexshare.config import preset
+from indexshare.data.tasks import retrieval_text
 from indexshare.eval import retrieval
 from indexshare.eval.forward import ATTENTION, FULL, RECENT, SELECTION, batches, hidden_states
 from indexshare.eval.retrieval import evaluate_retrieval, needle_probes, recall_probes
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import Tokenizer
-from indexshare.train.tasks import retrieval_text
+from indexshare.text.tokenizer import Tokenizer
 from tests.tolerance import TOL
 from tests.unit.eval.fakes import Answerer, FakeModel
 

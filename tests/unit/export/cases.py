@@ -6,8 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from indexshare import GlmMoeDsa, ModelConfig, load_model, save_model
+from indexshare.checkpoint.tensor_files import SINGLE_FILE
 from indexshare.config.presets import preset
-from indexshare.model.tensor_files import SINGLE_FILE
 
 
 def config_of(**changes: object) -> ModelConfig:

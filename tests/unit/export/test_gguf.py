@@ -12,12 +12,12 @@ from safetensors.torch import load_file, save_file
 
 import indexshare.export.source
 from indexshare import GlmMoeDsa, ModelConfig, save_model
+from indexshare.checkpoint.tensor_files import SINGLE_FILE
 from indexshare.config.presets import preset
 from indexshare.config.rope import RopeParameters
 from indexshare.config.shipped import model_directory
 from indexshare.export.gguf import FILE_TYPES, export_gguf
 from indexshare.export.llama_cpp import architecture, hyperparameters
-from indexshare.model.tensor_files import SINGLE_FILE
 from tests.unit.export.cases import config_of, saved, stack_experts
 from tests.unit.export.llama_graph import read, types
 

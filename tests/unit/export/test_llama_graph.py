@@ -11,7 +11,7 @@ from indexshare.config.rope import RopeParameters
 from indexshare.config.shipped import model_directory
 from indexshare.export.gguf import export_gguf
 from indexshare.model.selection import FULL_ATTENTION
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 from tests.tolerance import TOL
 from tests.unit.export import llama_graph as graph_module
 from tests.unit.export.cases import config_of, saved

@@ -14,7 +14,7 @@ from indexshare import ModelConfig
 from indexshare.config.shipped import model_directory
 from indexshare.export.gguf import export_gguf
 from indexshare.export.vocabulary import CONTROL, NORMAL, UNUSED, USER_DEFINED, read_vocabulary
-from indexshare.tokenizer import Tokenizer, train_bpe
+from indexshare.text.tokenizer import Tokenizer, train_bpe
 from tests.unit.export.cases import config_of, saved
 from tests.unit.export.llama_graph import read
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexshare.ops.decode.packing import BLOCK_ROWS, pack, unpack
 from indexshare.ops.native import native
+from indexshare.ops.packed.packing import BLOCK_ROWS, pack, unpack
 from indexshare.ops.quant import dequantize_groups, quantize_groups
 
 bits = st.sampled_from([8, 4])
@@ -34,6 +34,6 @@ def test_without_kernels_torch_unpacks(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = pack(torch.randn(20, 40), 4)
     expected = packed.dequantize(torch.float32)
     missing = type(native())(library=None, level="", reason="none")
-    monkeypatch.setattr("indexshare.ops.decode.packing.native", lambda: missing)
+    monkeypatch.setattr("indexshare.ops.packed.packing.native", lambda: missing)
     assert torch.equal(packed.dequantize(torch.float32), expected)
     assert packed.dequantize(torch.float64).dtype == torch.float64

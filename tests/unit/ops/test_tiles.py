@@ -33,13 +33,13 @@ EMULATED = Level(
     name="emulated", needs=frozenset(), flags=(*VECTORS.flags, "-O1", "-DINDEXSHARE_EMULATE_TILES"), tiles=True
 )
 # What works in tiles, and the check of it: half of the time that all kernels take to compile.
-SOURCES = ("indexer/cpu_impl.cpp", "sparse_mla/cpu_impl.cpp", "tiles_check.cpp")
+SOURCES = ("ops/indexer/cpu_impl.cpp", "ops/sparse_mla/cpu_impl.cpp", "ops/tiles_check.cpp")
 
 
 def build_tiles(directory: Path, level: Level) -> Path:
     """The kernels that know tiles; skips the test where nothing can be compiled."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(native_room, "_SOURCES", SOURCES)
+        patch.setattr(native_room, "sources", lambda: [native_room.PACKAGE / name for name in SOURCES])
         try:
             return build(directory, level)
         except OSError as error:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from indexshare.data.corpus import Document, TokenCorpus
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.train import evaluate
-from indexshare.train.corpus import Document, TokenCorpus
 from indexshare.train.evaluate import bits_by_file, held_out_bits_per_byte
 from indexshare.train.recipe import PreparedData, Recipe, prepare
 from indexshare.train.steps import Workers

@@ -15,11 +15,11 @@ import pytest
 import torch
 
 from indexshare import load_model
+from indexshare.data.corpus import TextFolder
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 from indexshare.train import checkpoint, loop
 from indexshare.train.checkpoint import DAMAGED, NAME, PREVIOUS, load_checkpoint, save_checkpoint
-from indexshare.train.corpus import TextFolder
 from indexshare.train.loop import Trainer, run
 from indexshare.train.optim import MixedOptimizer, is_indexer
 from indexshare.train.progress import MetricsFile, Reporter, duration

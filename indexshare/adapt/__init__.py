@@ -1,0 +1,1 @@
+"""Changes to a loaded model, made from outside: packed weights."""

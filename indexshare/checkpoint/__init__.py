@@ -1,0 +1,1 @@
+"""Checkpoint files: names, matching, reading, writing."""

@@ -1,0 +1,186 @@
+"""Laying out a source tree for the model under a budget of tokens. No torch.
+
+The layout is the one that training uses: every file under a line with its name, the most relevant file last,
+and at the very end the file to complete, cut at the cursor. Text after the cursor is not shown (the model
+continues text, it does not fill gaps).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import PurePosixPath
+
+from indexshare.repository.source_tree import SkippedFile, SourceFile
+from indexshare.text.imports import imported_modules, is_module
+
+# Weights of what makes a file relevant; the overlap of identifiers lies in [0, 1].
+_IMPORTED = 1.5  # more than all the rest together
+_SAME_FOLDER = 0.25
+_MOST_CHARACTERS_PER_TOKEN = 16
+_NEAR_LINES = 100  # identifiers this close to the cursor count twice
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{2,}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedFile:
+    """One file in the context; `lines` of `total_lines` are shown (the first; of the target the last)."""
+
+    name: str
+    tokens: int
+    lines: int
+    total_lines: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackedContext:
+    """A prompt: `pieces` in order, one per file, to be joined by the separator the budget was counted with.
+
+    Attributes:
+        pieces: header and text of each file; the last is the target up to the cursor.
+        files: one entry per piece.
+        left_out: names that the budget had no room for, most relevant first.
+        skipped: what could not be read, from the tree.
+        tokens: sum of all pieces and separators, as counted by the callable; at most the budget.
+    """
+
+    pieces: tuple[str, ...]
+    files: tuple[PackedFile, ...]
+    left_out: tuple[str, ...]
+    skipped: tuple[SkippedFile, ...]
+    tokens: int
+
+
+def pack_context(
+    files: Sequence[SourceFile],
+    *,
+    target_name: str,
+    before_cursor: str,
+    budget: int,
+    count_tokens: Callable[[str], int],
+    header: Callable[[str], str],
+    separator_tokens: int = 0,
+    skipped: Sequence[SkippedFile] = (),
+) -> PackedContext:
+    """Choose and order files for a completion.
+
+    The target is the first to claim the budget: when even its own text is too long, its last lines are kept.
+    Then files are taken by relevance until one does not fit; of that one the first lines that fit are kept.
+
+    Args:
+        files: the tree; the target itself is left out by name.
+        target_name: name of the file to complete.
+        before_cursor: its text up to the cursor.
+        budget: tokens for everything, headers and separators included.
+        count_tokens: tokens of a text.
+        header: the line that precedes a file of this name.
+        separator_tokens: tokens put between two files.
+        skipped: entries that could not be read, handed through to the result.
+
+    Raises:
+        ValueError: the budget is too small for the target's last line.
+    """
+    target = _fit_target(target_name, before_cursor, budget, count_tokens, header)
+    room = budget - target[1].tokens
+    others = rank_files([f for f in files if f.name != target_name], target_name, before_cursor)
+    chosen: list[tuple[str, PackedFile]] = []
+    left_out: list[str] = []
+    for position, file in enumerate(others):
+        fitted = _fit_head(file, room - separator_tokens, count_tokens, header)
+        if fitted is not None:
+            chosen.append(fitted)
+            room -= fitted[1].tokens + separator_tokens
+        if fitted is None or fitted[1].lines < fitted[1].total_lines:
+            rest = others[position + (fitted is not None) :]
+            left_out = [f.name for f in rest]
+            break
+    ordered = [*reversed(chosen), target]
+    return PackedContext(
+        pieces=tuple(piece for piece, _ in ordered),
+        files=tuple(entry for _, entry in ordered),
+        left_out=tuple(left_out),
+        skipped=tuple(skipped),
+        tokens=budget - room,
+    )
+
+
+def _fit_target(
+    name: str, before: str, budget: int, count: Callable[[str], int], header: Callable[[str], str]
+) -> tuple[str, PackedFile]:
+    """The target under its header, cut at the front to whole lines when it is too long."""
+    lines = before.split("\n")
+
+    def text(kept: int) -> str:
+        return header(name) + "\n".join(lines[len(lines) - kept :])
+
+    if count(text(len(lines))) <= budget:
+        kept = len(lines)
+    else:
+        kept = bisect_right(range(1, len(lines)), budget, key=lambda k: count(text(k)))
+    if kept == 0:
+        least = count(text(1))
+        raise ValueError(f"the context budget is {budget} tokens; the line at the cursor needs {least} already")
+    piece = text(kept)
+    return piece, PackedFile(name=name, tokens=count(piece), lines=kept, total_lines=len(lines))
+
+
+def _fit_head(
+    file: SourceFile, room: int, count: Callable[[str], int], header: Callable[[str], str]
+) -> tuple[str, PackedFile] | None:
+    """The file under its header, cut at the end to whole lines when too long; None when no line fits."""
+    lines = file.text.splitlines(keepends=True)
+
+    def text(kept: int) -> str:
+        return header(file.name) + "".join(lines[:kept])
+
+    if room <= 0:
+        return None
+    # A megabyte is not tokenised to learn that it is too long; only runs of one sign pass this many a token.
+    within = bisect_right(list(accumulate(map(len, lines))), _MOST_CHARACTERS_PER_TOKEN * room)
+    whole = within == len(lines) and count(text(within)) <= room
+    kept = within if whole else bisect_right(range(1, within + 1), room, key=lambda k: count(text(k)))
+    if kept == 0:
+        return None
+    piece = text(kept)
+    return piece, PackedFile(name=file.name, tokens=count(piece), lines=kept, total_lines=len(lines))
+
+
+def rank_files(files: Sequence[SourceFile], target_name: str, before_cursor: str) -> list[SourceFile]:
+    """Order files by relevance to the text before the cursor, most relevant first; ties by name.
+
+    Files with the target's suffix come before all others. Then: imported by the target, in the same folder,
+    and sharing identifiers with the target (rare ones count more; long files are not favoured).
+    """
+    target = PurePosixPath(target_name)
+    imports = imported_modules(before_cursor, target)
+    words = {file.name: set(_IDENTIFIER.findall(file.text)) for file in files}
+    spread = Counter(word for found in words.values() for word in found)
+    near = before_cursor.split("\n")[-_NEAR_LINES:]
+    wanted = dict.fromkeys(_IDENTIFIER.findall(before_cursor), 1.0)
+    wanted.update((word, 2.0) for word in _IDENTIFIER.findall("\n".join(near)))
+
+    def weight(word: str) -> float:
+        return wanted[word] * math.log(1.0 + len(files) / spread[word])
+
+    # Summed in sorted order: floating-point sums over a set would depend on the hash seed.
+    overlap = {
+        name: sum(weight(w) for w in sorted(found & wanted.keys())) / math.sqrt(1.0 + len(found))
+        for name, found in words.items()
+    }
+    most = max(overlap.values(), default=0.0) or 1.0
+
+    def relevance(file: SourceFile) -> float:
+        path = PurePosixPath(file.name)
+        score = overlap[file.name] / most
+        score += _IMPORTED * any(is_module(path, dotted) for dotted in imports)
+        return score + _SAME_FOLDER * (path.parent == target.parent)
+
+    def key(file: SourceFile) -> tuple[bool, float, str]:
+        return PurePosixPath(file.name).suffix != target.suffix, -relevance(file), file.name
+
+    return sorted(files, key=key)

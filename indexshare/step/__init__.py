@@ -1,0 +1,1 @@
+"""The native decode step: all layers of a model in one C++ call."""

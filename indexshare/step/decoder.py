@@ -1,0 +1,101 @@
+"""One decode step of a whole trunk in C++ (`cpu_impl.cpp`): one call for all layers, caches read and written in place.
+
+There is no second implementation of this contract in `ops`: the reference is the model's own forward pass, built from
+the operations of this room. A step computes, for a few rows (new tokens), what that pass computes:
+
+* the rows' latents and, in Full layers, index keys are written to the pools before anything is read;
+* a row at position p attends to everything when `p + 1 <= limit`, else to the `topk` keys that the last Full layer
+  chose, equal scores by lower position;
+* activations are rounded to the model's type at the same places; sums are float32. Products sum in another order, and
+  short contexts use the absorbed form at any length, so that results agree within rounding and not bit by bit;
+* a row's result does not depend on the other rows, nor on the number of threads: not in one bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indexshare.ops.native import native
+from indexshare.step.structs import Batch, ModelWeights, integers, pointers
+
+
+def max_rows() -> int:
+    """Most rows of one step; 0 without the kernels."""
+    library = native().library
+    if library is None:
+        return 0
+    library.indexshare_decode_max_rows.restype = ctypes.c_int64
+    return int(library.indexshare_decode_max_rows())
+
+
+class Decoder:
+    """A model prepared for decode steps.
+
+    Args:
+        weights: filled in with addresses; its layers and every tensor behind an address must stay alive and in place,
+            which is what `keep` is for.
+        dtype: type of weights, activations and pools, float32 or bfloat16.
+        keep: whatever has to live as long as the decoder.
+
+    Raises:
+        MemoryError: no memory.
+    """
+
+    def __init__(self, weights: ModelWeights, dtype: torch.dtype, keep: Any) -> None:
+        library = native().library
+        assert library is not None, "ask `dispatch.decode_step_refusal` first"
+        library.indexshare_decode_new.restype = ctypes.c_void_p
+        self._handle = library.indexshare_decode_new(ctypes.c_int(dtype == torch.bfloat16), ctypes.byref(weights))
+        if not self._handle:
+            raise MemoryError("no memory for the decode step")
+        self._step, self._weights, self._dtype, self._keep = library.indexshare_decode_step, weights, dtype, keep
+        weakref.finalize(self, library.indexshare_decode_free, ctypes.c_void_p(self._handle))
+
+    def step(
+        self, ids: Sequence[int], positions: Tensor, slots: Tensor, tables: Sequence[Tensor], *,
+        latents: Any, index_keys: Any, block_size: int, limit: int, wanted: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Compute the rows and write their latents and index keys.
+
+        Args:
+            ids: token of each row, N at most `max_rows()`.
+            positions, slots: int64 `[N]`, a row's position in its sequence and the row of the pools to write.
+            tables: of each row, the block ids int64 of its sequence, covering its positions up to the row's.
+            latents, index_keys: `structs.pointers` of all layers' pools (null keys in Shared layers).
+            block_size: slots of a block.
+            limit: rows with at most this much context attend to everything; at least `topk`.
+            wanted: rows whose logits are wanted.
+
+        Returns:
+            Hidden states after the final norm `[N, hidden]` in the model's type, float32 logits `[len(wanted), V]`.
+
+        Raises:
+            ValueError: an id is outside the vocabulary; nothing has been written then.
+            MemoryError: no memory for the activations; nothing has been written then.
+        """
+        weights, rows = self._weights, len(ids)
+        assert positions.dtype == slots.dtype == torch.int64 and positions.is_contiguous() and slots.is_contiguous()
+        assert positions.numel() == slots.numel() == len(tables) == rows and limit >= weights.topk
+        hidden = torch.empty(rows, weights.hidden, dtype=self._dtype)
+        logits = torch.empty(len(wanted), weights.vocabulary, dtype=torch.float32)
+        c_ids, c_wanted, c_tables = integers(ids), integers(wanted), pointers(tables)
+        batch = Batch(
+            ids=ctypes.addressof(c_ids), positions=positions.data_ptr(), slots=slots.data_ptr(),
+            tables=ctypes.addressof(c_tables), latents=ctypes.addressof(latents),
+            index_keys=ctypes.addressof(index_keys), rows=rows, block_size=block_size, limit=limit,
+            hidden=hidden.data_ptr(), wanted=ctypes.addressof(c_wanted), num_wanted=len(wanted),
+            logits=logits.data_ptr(), threads=torch.get_num_threads(),
+        )  # fmt: skip
+        failed = self._step(ctypes.c_void_p(self._handle), ctypes.byref(batch))
+        if failed == 2:
+            bad = next(i for i in ids if not 0 <= i < weights.vocabulary)
+            raise ValueError(f"token id {bad} is outside the vocabulary 0..{weights.vocabulary - 1}")
+        if failed:
+            raise MemoryError(f"no memory for a decode step of {rows} rows")
+        return hidden, logits

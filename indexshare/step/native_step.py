@@ -1,0 +1,254 @@
+"""The native decode step of a model: collects addresses of weights and caches once, then one call per step.
+
+What it computes is `GlmMoeDsa.trunk` followed by `GlmMoeDsa.logits`; where it does not apply it says why.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from typing import Any
+from weakref import ref
+
+import torch
+from torch import Tensor, nn
+
+from indexshare.adapt.quantized import QuantExperts, QuantLinear, QuantUp, is_quantized
+from indexshare.cache.paged import PagedCache, PagedView
+from indexshare.cache.view import BatchView
+from indexshare.model.glm import GlmMoeDsa
+from indexshare.model.indexer import KEY_NORM_EPS, Indexer
+from indexshare.model.layer import DecoderLayer
+from indexshare.model.mla import LATENT_NORM_EPS, MLA
+from indexshare.model.moe import MoE, SwiGLU
+from indexshare.ops.dispatch import decode_step_refusal
+from indexshare.ops.packed.packing import PackedWeight
+from indexshare.step import structs
+from indexshare.step.decoder import Decoder, max_rows
+from indexshare.step.structs import FeedForward, IndexerWeights, LayerWeights, Matrix, ModelWeights
+
+MAX_ROWS = 16  # beyond it a step is products of matrices, which torch multiplies faster
+
+
+class NativeStep:
+    """Runs decode steps of one model.
+
+    Weights may change in place at any time. Replaced weights and modules are found when a sequence begins, and at the
+    next step after `look_again`: to ask for all addresses takes as long as a layer. Until then the old ones are kept
+    and used, so do not free their memory under them (`untyped_storage().resize_`).
+
+    Args:
+        model: in evaluation mode; its draft layer is not used.
+    """
+
+    def __init__(self, model: GlmMoeDsa) -> None:
+        self.model = model
+        self._addresses: list[int] = []
+        self._decoder: Decoder | None = None
+        self._looked = False
+        self._pools: tuple[Any, Any] = (None, None)
+        self._cache: ref[PagedCache] | None = None
+
+    def refusal(self, view: BatchView) -> str | None:
+        """Why the next step cannot run here, or None. Cheap enough to ask at every step."""
+        reason = decode_step_refusal()
+        if reason is not None:
+            return reason
+        if not isinstance(view, PagedView):
+            return "not a paged cache"
+        if view.num_rows > min(MAX_ROWS, max_rows()):
+            return f"{view.num_rows} rows, more than {min(MAX_ROWS, max_rows())}"
+        if torch.is_grad_enabled():
+            return "gradients are wanted"
+        return self._of_weights(view.cache)
+
+    def _of_weights(self, cache: PagedCache) -> str | None:
+        config, weight = self.model.config, self.model.embed_tokens.weight
+        if weight.device.type != "cpu" or cache.device.type != "cpu":
+            return "not on the CPU"
+        if not structs.supported_dtype(weight.dtype) or cache.dtype != weight.dtype:
+            return f"dtypes {weight.dtype}, {cache.dtype}"
+        if weight.dtype == torch.bfloat16 and (config.latent_dim % 2 or config.index_head_dim % 2):
+            return "odd width in bfloat16"
+        return None
+
+    def __call__(
+        self, ids: Sequence[int], view: PagedView, *, full_attention_below: int = 0, wanted: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the view's rows and write their keys into its cache; `refusal` must be None.
+
+        Args:
+            ids: token of each row.
+            view: rows and cache.
+            full_attention_below: as in `GlmMoeDsa.trunk`.
+            wanted: rows whose logits are wanted, all by default.
+
+        Returns:
+            Hidden states `[N, hidden]` after the final norm and float32 logits `[len(wanted), vocab_size]`.
+
+        Raises:
+            ValueError: an id outside the vocabulary, a sequence beyond the model's context, or weights that lie in
+                memory with gaps.
+        """
+        config = self.model.config
+        longest = max(span.total for span in view.spans)
+        if self._cache is None or self._cache() is not view.cache or any(span.past == 0 for span in view.spans):
+            self.look_again()
+        if len(ids) != view.num_rows or longest > config.max_position_embeddings:
+            self.model.check_ids(torch.tensor(ids), view)  # raises
+        tables = [view.block_ids(i) for i, span in enumerate(view.spans) for _ in range(span.length)]
+        decoder = self._current()
+        latents, index_keys = self._of_cache(view.cache)
+        return decoder.step(
+            ids, view.positions, view.written, tables, latents=latents, index_keys=index_keys,
+            block_size=view.cache.block_size, limit=max(config.index_topk, full_attention_below),
+            wanted=range(len(ids)) if wanted is None else wanted,
+        )  # fmt: skip
+
+    def look_again(self) -> None:
+        """Find out before the next step whether all weights are where they were."""
+        self._looked = False
+
+    def _current(self) -> Decoder:
+        """The decoder for the weights as they were when last looked at."""
+        moved = bool(self._addresses) and self.model.embed_tokens.weight.data_ptr() != self._addresses[0]
+        if self._decoder is None or not self._looked or moved:
+            addresses = [tensor.data_ptr() for tensor in self._weights()]
+            if self._decoder is None or addresses != self._addresses:
+                self._decoder = _Collector(self.model).decoder()
+                self._addresses = addresses
+            self._looked = True
+        return self._decoder
+
+    def _weights(self) -> Iterator[Tensor]:
+        """All that a step reads but the caches, the embedding first."""
+        for part in (self.model.embed_tokens, self.model.layers, self.model.norm, self.model.lm_head):
+            for module in part.modules():
+                for table in (module._parameters, module._buffers):
+                    yield from (tensor for tensor in table.values() if tensor is not None)
+
+    def _of_cache(self, cache: PagedCache) -> tuple[Any, Any]:
+        """Addresses of a cache's pools; they never move."""
+        if self._cache is None or self._cache() is not cache:
+            plan, layers = self.model.plan, range(self.model.config.num_hidden_layers)
+            self._pools = (
+                structs.pointers([cache.latent_pool(layer) for layer in layers]),
+                structs.pointers([cache.index_key_pool(layer) if plan.is_full(layer) else None for layer in layers]),
+            )
+            self._cache = ref(cache)
+        return self._pools
+
+
+class _Collector:
+    """Fills the C++ side's structures from modules, and keeps alive what they point to."""
+
+    def __init__(self, model: GlmMoeDsa) -> None:
+        self.model = model
+        self.keep: list[Any] = []
+
+    def decoder(self) -> Decoder:
+        model, config = self.model, self.model.config
+        trunk = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
+        layers = (LayerWeights * len(trunk))(*map(self.layer, trunk))
+        rope = config.rope_parameters
+        frequencies = torch.tensor(rope.inverse_frequencies(config.qk_rope_head_dim), dtype=torch.float32)
+        self.keep += [layers, frequencies]
+        first = trunk[0].self_attn
+        assert first.indexer is not None, "the first layer is Full in every plan"
+        weights = ModelWeights(
+            embedding=self.vector(model.embed_tokens.weight), final_norm=self.vector(model.norm.weight),
+            head=self.linear(model.lm_head), layers=ctypes.cast(layers, ctypes.POINTER(LayerWeights)),
+            frequencies=frequencies.data_ptr(), num_layers=config.num_hidden_layers, vocabulary=config.vocab_size,
+            hidden=config.hidden_size, heads=config.num_attention_heads, rank=config.kv_lora_rank,
+            rope=config.qk_rope_head_dim, nope=config.qk_nope_head_dim, value=config.v_head_dim,
+            query_rank=config.q_lora_rank, index_heads=config.index_n_heads, index_width=config.index_head_dim,
+            topk=config.index_topk, interleave=config.indexer_rope_interleave, experts=config.n_routed_experts,
+            experts_per_token=config.num_experts_per_tok, groups=config.n_group, chosen_groups=config.topk_group,
+            normalise=config.norm_topk_prob, quantized=is_quantized(model), norm_eps=config.rms_norm_eps,
+            latent_eps=LATENT_NORM_EPS, key_eps=KEY_NORM_EPS, rope_scale=rope.table_scale,
+            attention_scale=first.scale, index_scale=first.indexer.scale, routed_scale=config.routed_scaling_factor,
+        )  # fmt: skip
+        return Decoder(weights, model.embed_tokens.weight.dtype, self.keep)
+
+    def layer(self, layer: DecoderLayer) -> LayerWeights:
+        weights = LayerWeights(
+            input_norm=self.vector(layer.input_layernorm.weight),
+            post_norm=self.vector(layer.post_attention_layernorm.weight),
+        )
+        self.attention(layer.self_attn, weights)
+        if isinstance(layer.mlp, MoE):
+            weights.sparse = 1
+            weights.router = self.matrix(layer.mlp.gate.weight)
+            weights.router_bias = self.vector(layer.mlp.gate.e_score_correction_bias)
+            weights.experts = self.experts(layer.mlp)
+            if layer.mlp.shared_experts is not None:
+                weights.dense = self.swiglu(layer.mlp.shared_experts)
+        else:
+            weights.dense = self.swiglu(layer.mlp)
+        return weights
+
+    def attention(self, mla: MLA, weights: LayerWeights) -> None:
+        weights.query_norm = self.vector(mla.q_a_layernorm.weight)
+        weights.latent_norm = self.vector(mla.kv_a_layernorm.weight)
+        weights.query_down = self.linear(mla.q_a_proj)
+        weights.query_up = self.heads(mla.q_b_proj, mla.num_heads)
+        weights.latent_down = self.linear(mla.kv_a_proj_with_mqa)
+        weights.key_up, weights.value_up = self.up(mla)
+        weights.output = self.linear(mla.o_proj)
+        if mla.indexer is not None:
+            weights.full = 1
+            weights.indexer = self.indexer(mla.indexer)
+
+    def indexer(self, indexer: Indexer) -> IndexerWeights:
+        return IndexerWeights(
+            key=self.linear(indexer.wk),
+            query=self.heads(indexer.wq_b, indexer.num_heads),
+            head_weights=self.linear(indexer.weights_proj),
+            norm_weight=self.vector(indexer.k_norm.weight),
+            norm_bias=self.vector(indexer.k_norm.bias),
+        )
+
+    def swiglu(self, mlp: SwiGLU) -> FeedForward:
+        return FeedForward(
+            gate=self.linear(mlp.gate_proj), up=self.linear(mlp.up_proj), down=self.linear(mlp.down_proj)
+        )
+
+    def experts(self, moe: MoE) -> FeedForward:
+        if isinstance(moe.experts, QuantExperts):
+            return FeedForward(*(self.packed(moe.experts.stack(name)) for name in ("gate", "up", "down")))
+        gate, up = moe.experts.gate_up_proj.chunk(2, dim=1)
+        return FeedForward(gate=self.matrix(gate), up=self.matrix(up), down=self.matrix(moe.experts.down_proj))
+
+    def up(self, mla: MLA) -> tuple[Matrix, Matrix]:
+        if isinstance(mla.kv_b_proj, QuantUp):
+            return self.packed(mla.kv_b_proj.stack("keys")), self.packed(mla.kv_b_proj.stack("values"))
+        by_head = mla.kv_b_proj.weight.unflatten(0, (mla.num_heads, -1))
+        return self.matrix(by_head[:, : mla.nope_dim]), self.matrix(by_head[:, mla.nope_dim :])
+
+    def heads(self, linear: nn.Linear | QuantLinear, heads: int) -> Matrix:
+        if isinstance(linear, QuantLinear):
+            return self.packed(linear.stack("rows"))
+        return self.matrix(linear.weight.unflatten(0, (heads, -1)))
+
+    def linear(self, linear: nn.Linear | QuantLinear) -> Matrix:
+        if not isinstance(linear, QuantLinear):
+            return self.matrix(linear.weight, linear.bias)
+        matrix = self.packed(linear.stack("rows"))
+        if linear.bias is not None:
+            matrix.bias = self.vector(linear.bias)
+        return matrix
+
+    def packed(self, weight: PackedWeight) -> Matrix:
+        self.keep.append(weight)
+        return weight.matrix()
+
+    def matrix(self, weight: Tensor, bias: Tensor | None = None) -> Matrix:
+        self.keep += [weight.detach(), None if bias is None else bias.detach()]
+        return structs.plain(weight, bias)
+
+    def vector(self, tensor: Tensor) -> int:
+        if not tensor.is_contiguous():
+            shape, strides = list(tensor.shape), tensor.stride()
+            raise ValueError(f"a weight of shape {shape} has strides {strides}; make it contiguous")
+        self.keep.append(tensor.detach())
+        return tensor.data_ptr()

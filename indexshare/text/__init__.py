@@ -1,0 +1,1 @@
+"""Text and tokens: tokenizers, and what Python files import and define. No torch."""
