@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from indexshare.checkpoint.load import load_model
-from indexshare.config.share_plan import SharePlan
+from indexshare.checkpoint.surgery import all_full
 from indexshare.config.shipped import model_directory
 from indexshare.data.corpus import Document
 from indexshare.eval.bootstrap import Estimate, ratio
@@ -57,7 +57,7 @@ class PriceReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class LaidText:
     """Files laid end to end: `ids` int64 `[T]`, and of each token its file (-1 where it does not count) and bytes."""
 
     ids: np.ndarray
@@ -65,7 +65,7 @@ class Row:
     num_bytes: np.ndarray
 
 
-def lay_out(documents: Sequence[Document], tokenizer: Tokenizer) -> Row:
+def lay_out(documents: Sequence[Document], tokenizer: Tokenizer) -> LaidText:
     """Every file under its file line and closed by the end-of-text token, in the order given."""
     end = tokenizer.id_of(END_OF_TEXT)
     headers = tokenizer.encode_batch([file_header(d.name) for d in documents], parse_special=False)
@@ -75,7 +75,7 @@ def lay_out(documents: Sequence[Document], tokenizer: Tokenizer) -> Row:
         ids += [*header, *body, end]
         owner += [_NO_FILE] * len(header) + [number] * len(body) + [_NO_FILE]
     sizes = [len(tokenizer.token_bytes(token)) for token in ids]
-    return Row(ids=np.asarray(ids), owner=np.asarray(owner), num_bytes=np.asarray(sizes))
+    return LaidText(ids=np.asarray(ids), owner=np.asarray(owner), num_bytes=np.asarray(sizes))
 
 
 def check_selects(model: GlmMoeDsa, length: int) -> None:
@@ -121,7 +121,7 @@ def load_every_layer_full(
         return load_model(ancestor, dtype=dtype, device=device)
     if not model.plan.shared_layers:
         return None
-    every = SharePlan.all_full(model.config.num_hidden_layers).types
+    every = all_full(model.config).indexer_types
     try:
         return load_model(name, dtype=dtype, device=device, config_overrides={"indexer_types": every})
     except ValueError:  # it loaded as it is: what it lacks are those indexers
@@ -217,12 +217,12 @@ def _cut(stretches: Sequence[range], length: int) -> Iterator[range]:
             yield range(start, min(start + length, stretch.stop))
 
 
-def _places(row: Row, stretches: Sequence[range]) -> np.ndarray:
+def _places(row: LaidText, stretches: Sequence[range]) -> np.ndarray:
     """Places of the targets in the row, in the order in which they are scored."""
     return np.concatenate([np.arange(s.start + 1, s.stop + 1) for s in stretches])
 
 
-def _by_file(row: Row, scored: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _by_file(row: LaidText, scored: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Sums of one value per scored place, for each file of which anything was scored."""
     owner = row.owner[scored]
     counted = owner != _NO_FILE

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 import torch
 
 from indexshare import __version__
+from indexshare.checkpoint.surgery import full_twin
 from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.measure.ceilings import Ceilings, ceiling_jobs, ceilings_of
 from indexshare.measure.gate import Check, check_engine, check_operations
 from indexshare.measure.kernels import Kernel, KernelResult, kernel_result, kernels
 from indexshare.measure.memory import MemoryResult, measure_memory
 from indexshare.measure.runs import Run, SpeedResult, engine_for, random_prompt, request, speed_result
-from indexshare.measure.subject import Subject, every_layer_full
+from indexshare.measure.subject import Subject
 from indexshare.measure.timing import interleave
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.ops.dispatch import explain
@@ -220,7 +221,7 @@ def _measure_speed(report: BenchReport, model: GlmMoeDsa, teller: Teller) -> Non
     settings, subject = report.settings, report.subject
     models = {"model": model, "full-attention": model}
     if "all-full" in settings.variants and model.plan.shared_layers:
-        models["all-full"] = every_layer_full(model)
+        models["all-full"] = full_twin(model)
     wanted = [name for name in VARIANTS if name in models and name in settings.variants]
     for length in (0, *settings.lengths):
         jobs: dict[str, Callable[[], Run]] = {}

@@ -1,4 +1,4 @@
-"""What is measured: a model with its weights or with random ones, and its twin in which every layer is Full."""
+"""What is measured: a model with its weights or with random ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from indexshare.checkpoint.load import load_model, parse_dtype
 from indexshare.config import ModelConfig
-from indexshare.config.share_plan import SharePlan
 from indexshare.config.shipped import find_config
 from indexshare.engine.capacity import free_memory
 from indexshare.model.glm import GlmMoeDsa
@@ -77,23 +76,3 @@ class Subject:
         for bias in model.buffers():  # of the routers; `initialise` leaves them as they are built
             bias.zero_()
         return model.initialise(0).eval()
-
-
-def every_layer_full(model: GlmMoeDsa) -> GlmMoeDsa:
-    """The same model with an indexer in every layer: the weights are those of `model` itself, not copied.
-
-    The indexers that Shared layers lack are copies, in memory of their own, of the one whose choice they use. What they
-    choose is of no meaning; what they cost is that of any indexer.
-    """
-    plan = model.plan
-    config = model.config.replace(indexer_types=SharePlan.all_full(plan.num_layers).types)
-    state = model.state_dict()
-    for layer in plan.shared_layers:
-        source, target = (f"layers.{number}.self_attn.indexer." for number in (plan.source(layer), layer))
-        copies = {target + name.removeprefix(source): state[name].clone() for name in state if name.startswith(source)}
-        assert copies, source
-        state |= copies
-    with torch.device("meta"):
-        twin = GlmMoeDsa(config)
-    twin.load_state_dict(state, assign=True)
-    return twin.eval()

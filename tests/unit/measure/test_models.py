@@ -11,7 +11,7 @@ from indexshare.engine.llm import LLM
 from indexshare.measure import gate, kernels
 from indexshare.measure.memory import measure_memory
 from indexshare.measure.runs import PREFILL_CHUNK, engine_for, random_prompt, request
-from indexshare.measure.subject import Subject, every_layer_full
+from indexshare.measure.subject import Subject
 from indexshare.measure.timing import Spread
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.ops import dispatch
@@ -52,24 +52,6 @@ def test_the_gate_runs_the_engine() -> None:
     model.lm_head.weight.data[0] = torch.nan
     with pytest.raises(ValueError, match="NaN"):
         gate.check_engine(engine_for(model, 64, 1))
-
-
-def test_the_twin_shares_weights_and_has_every_indexer() -> None:
-    model = Subject.find("tiny", "float32").load()
-    twin = every_layer_full(model)
-    assert (model.plan.pattern, twin.plan.pattern) == ("FFFSSS", "FFFFFF")
-    own, other = dict(model.named_parameters()), dict(twin.named_parameters())
-    assert all(other[name].data_ptr() == tensor.data_ptr() for name, tensor in own.items())
-    new = [name for name in other if name not in own]
-    assert new and all(".indexer." in name for name in new)
-    weight = "layers.{}.self_attn.indexer.wk.weight"
-    for layer in (3, 4, 5):
-        assert torch.equal(other[weight.format(layer)], own[weight.format(2)])
-        assert other[weight.format(layer)].data_ptr() != own[weight.format(2)].data_ptr()
-    # Where nothing is selected the two are the same model.
-    ids = torch.arange(8)[None]
-    with torch.inference_mode():
-        assert torch.equal(model(ids), twin(ids))
 
 
 def test_random_weights_are_the_same_every_time() -> None:

@@ -18,13 +18,15 @@ from indexshare import load_model
 from indexshare.data.corpus import TextFolder
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
-from indexshare.train import checkpoint, loop
+from indexshare.train import checkpoint
+from indexshare.train import trainer as training
 from indexshare.train.checkpoint import DAMAGED, NAME, PREVIOUS, load_checkpoint, save_checkpoint
-from indexshare.train.loop import Trainer, run
+from indexshare.train.loop import run
 from indexshare.train.optim import MixedOptimizer, is_indexer
 from indexshare.train.progress import MetricsFile, Reporter, duration
 from indexshare.train.recipe import Recipe, prepare
 from indexshare.train.stages import pretrain
+from indexshare.train.trainer import Trainer
 
 MakeRecipe = Callable[..., Recipe]
 STEPS = 8  # of the whole toy recipe, two per stage
@@ -315,13 +317,13 @@ def test_a_finished_run_is_exported_again_and_not_changed(make_recipe: MakeRecip
 
 
 def _spoil_loss(patch: pytest.MonkeyPatch, step: int) -> None:
-    real, count = loop.train_batch, [0]
+    real, count = training.train_batch, [0]
 
     def spoilt(*arguments: Any, **settings: Any) -> dict[str, float]:
         count[0] += 1
         return real(*arguments, **settings) | ({"loss": math.nan} if count[0] == step else {})
 
-    patch.setattr(loop, "train_batch", spoilt)
+    patch.setattr(training, "train_batch", spoilt)
 
 
 def _spoil_gradient(patch: pytest.MonkeyPatch, step: int) -> None:
