@@ -118,7 +118,7 @@ def main() -> None:
     arguments = parse()
     directory = model_directory(arguments.model)
     if arguments.text is not None:
-        held_out = everything = read_folder(TextFolder(path=str(arguments.text)))
+        held_out = everything = read_folder(TextFolder(path=str(arguments.text))).documents
     else:
         packages = [name for name in arguments.packages.split(",") if name]
         split = package_split(directory, packages) if packages else held_out_split(training_text(directory))

@@ -13,7 +13,8 @@ from indexshare.cli.output import note, print_json
 
 if TYPE_CHECKING:
     from indexshare.repository.context import PackedContext
-    from indexshare.repository.source_tree import Cursor, SkippedFile
+    from indexshare.repository.source_tree import Cursor
+    from indexshare.text.files import SkippedFile
     from indexshare.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT_TOKENS = 16_384

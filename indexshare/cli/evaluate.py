@@ -16,7 +16,7 @@ from indexshare.cli.output import print_json
 if TYPE_CHECKING:
     import torch
 
-    from indexshare.data.corpus import Document
+    from indexshare.data.splitting import Document
     from indexshare.eval.plots import Report
     from indexshare.model.glm import GlmMoeDsa
     from indexshare.text.tokenizer import Tokenizer
@@ -193,7 +193,7 @@ class _Work:
         check_weights(weights, device)
         directory, held_out, everything = model_directory(name), list["Document"](), list["Document"]()
         if text is not None:
-            held_out = everything = read_folder(TextFolder(path=str(text)))
+            held_out = everything = read_folder(TextFolder(path=str(text))).documents
         elif set(suites) - {"needle", "recall"}:
             split = package_split(directory, packages) if packages else held_out_split(training_text(directory))
             held_out, everything = split.held_out, [*split.train, *split.held_out]

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from indexshare.cli.completion import ModelOptions, SamplingOptions, as_json, report_cost, stream
 from indexshare.cli.output import note, print_json, write
+from indexshare.text.files import NotText, decode_text
 
 
 def generate(
@@ -54,8 +55,8 @@ def generate(
 
 
 def _read_prompt(name: str) -> str:
+    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     try:
-        data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"the prompt file {name} is not UTF-8 text (byte {error.start})") from None
+        return decode_text(data)
+    except NotText as error:
+        raise ValueError(f"the prompt file {name} is {error}; expected UTF-8 text") from None

@@ -1,4 +1,4 @@
-"""Text folders as training corpora: reading, splitting by file and package, leak removal, token caches on disk."""
+"""Text folders as training corpora: which files are read, what is said of the others, and token caches on disk."""
 
 from __future__ import annotations
 
@@ -6,36 +6,38 @@ import hashlib
 import json
 import os
 import sysconfig
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePath
 
 import numpy as np
 
+from indexshare.data.splitting import Document, Split, package_of, split_folder
+from indexshare.text.files import SkippedFile, describe_skipped, displayable, plural, skipped, take_text
 from indexshare.text.imports import imported_files
-from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header
+from indexshare.text.tokenizer import Tokenizer
 
 STANDARD_LIBRARY = "stdlib"
-_SHINGLE = 3  # lines in one unit of comparison between files
-_NEAR_COPY = 0.5  # a held-out file sharing more than this part of its units with training is set aside
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextFolder:
-    """A folder of text files, or the running Python's standard library (`path="stdlib"`).
+    """A folder of text files, one text file, or the running Python's standard library (`path="stdlib"`).
 
     Attributes:
-        path: folder, or `stdlib`.
-        pattern: glob below the folder.
-        exclude: names of directories that are left out wherever they occur.
-        held_out: part of the files kept out of training, chosen by a hash of the relative path.
+        path: folder or file, `~` for the home folder; or `stdlib`.
+        pattern: globs below the folder, one or several; of a single file only its name counts.
+        exclude: names of files and folders that are left out wherever they occur, or patterns of them (`.*`).
+        held_out: part of the files kept out of training, chosen by a hash of the relative path (`split_folder` says
+            what becomes of very few files).
         max_bytes: longer files are left out (they are data rather than text to learn from).
     """
 
     path: str
-    pattern: str = "**/*.py"
+    pattern: str | tuple[str, ...] = "**/*.py"
     exclude: tuple[str, ...] = ("site-packages", "__pycache__", ".git")
     held_out: float = 0.05
     max_bytes: int = 300_000
@@ -43,15 +45,41 @@ class TextFolder:
     def __post_init__(self) -> None:
         if not 0.0 <= self.held_out < 1.0:
             raise ValueError(f"held_out is {self.held_out}; expected a part of the files in [0, 1)")
+        for pattern in self.patterns:
+            parts = PurePath(pattern).parts
+            if not parts or PurePath(pattern).anchor or ".." in parts or any("**" in p and p != "**" for p in parts):
+                raise ValueError(
+                    f"pattern is {pattern!r}; expected a glob below the folder, such as '*.md' or '**/*.txt'"
+                )
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """The globs, however many."""
+        return (self.pattern,) if isinstance(self.pattern, str) else self.pattern
 
     @property
     def root(self) -> Path:
-        """The folder on this machine."""
-        return Path(sysconfig.get_path("stdlib") if self.path == STANDARD_LIBRARY else self.path)
+        """The folder (or file) on this machine."""
+        if self.path == STANDARD_LIBRARY:
+            return Path(sysconfig.get_path("stdlib"))
+        return Path(self.path).expanduser()
+
+    def absolute(self) -> TextFolder:
+        """The same text by a path that means the same from anywhere."""
+        return self if self.path == STANDARD_LIBRARY else replace(self, path=str(self.root.absolute()))
 
     def split(self) -> Split:
         """Read the folder and split it by file; errors as for `read_folder`."""
-        return split_documents(read_folder(self), self.held_out)
+        found = read_folder(self)
+        return replace(split_folder(found.documents, self.held_out), left_out=found.left_out)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderText:
+    """What was read of a folder, in the order of names, and what could not be."""
+
+    documents: list[Document]
+    left_out: tuple[SkippedFile, ...]
 
 
 def library_text() -> TextFolder:
@@ -60,167 +88,71 @@ def library_text() -> TextFolder:
     return TextFolder(path=STANDARD_LIBRARY, exclude=exclude)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """One text file: its path relative to the folder (with `/`), and its text."""
-
-    name: str
-    text: str
-
-    @property
-    def headed(self) -> str:
-        """The text as the model sees it, under the line that names the file."""
-        return file_header(self.name) + self.text
-
-
-@dataclass(frozen=True, kw_only=True)
-class PackageRecord:
-    """What was taken of one installed package: files and UTF-8 bytes before copies were removed, and its licence."""
-
-    name: str
-    version: str
-    licence: str
-    files: int
-    num_bytes: int
-    held_out: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """What `split_documents` made of a text. Counts say what was left out and why.
-
-    Attributes:
-        train, held_out: the two sides.
-        copies: files equal to another one.
-        near_copies: held-out files of which training has more than half.
-        vendored: training files more than half of which a package held out whole has.
-        packages: what was taken of installed packages (`packages.py`).
-    """
-
-    train: list[Document]
-    held_out: list[Document]
-    copies: int
-    near_copies: int
-    vendored: int = 0
-    packages: tuple[PackageRecord, ...] = ()
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """Files on both sides, what was removed, and the packages, as plain values for a record of the run."""
-        facts: dict[str, Any] = {
-            "train_files": len(self.train),
-            "held_out_files": len(self.held_out),
-            "equal_files_removed": self.copies,
-            "near_copies_removed": self.near_copies,
-        }
-        if self.packages:
-            facts["vendored_copies_removed"] = self.vendored
-            facts["packages"] = [asdict(record) for record in self.packages]
-        return facts
-
-
-def read_folder(folder: TextFolder) -> list[Document]:
-    """Read all text files of a folder, in the order of their names.
-
-    Binary, unreadable, empty and oversized files are passed over.
+def read_folder(folder: TextFolder) -> FolderText:
+    """Read all text files of a folder.
 
     Raises:
-        ValueError: the folder does not exist or holds no text that matches.
+        ValueError: the folder does not exist or holds no text that matches; the text says what it holds instead.
     """
     root = folder.root
-    if not root.is_dir():
-        raise ValueError(f"{root} is not a folder; give an existing folder or {STANDARD_LIBRARY!r}")
-    documents, excluded = [], set(folder.exclude)
-    for path in sorted(root.glob(folder.pattern)):
-        name = path.relative_to(root).as_posix()
-        if excluded.intersection(name.split("/")) or not path.is_file():
-            continue
-        text = read_text(path, folder.max_bytes)
-        if text is not None:
-            documents.append(Document(name=name, text=text))
+    if not root.exists():
+        raise ValueError(f"{root} does not exist; give an existing folder, a text file, or {STANDARD_LIBRARY!r}")
+    documents, left_out = [], []
+    for path, name in [(root, displayable(root.name))] if root.is_file() else _matching(folder):
+        found = take_text(path, name, folder.max_bytes)
+        if isinstance(found, SkippedFile):
+            left_out.append(found)
+        else:
+            documents.append(Document(name=name, text=found))
+    if root.is_dir():
+        left_out += _closed_folders(folder)
     if not documents:
-        raise ValueError(f"no text file under {root} matches {folder.pattern!r}; check the folder and the glob")
-    return documents
+        raise ValueError(_nothing_found(folder, left_out))
+    return FolderText(documents=documents, left_out=tuple(left_out))
 
 
-def read_text(path: Path, max_bytes: int) -> str | None:
-    """Text of a UTF-8 file with plain line breaks; None when it is unreadable, binary, empty or longer than that."""
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-8") if len(data) <= max_bytes and b"\0" not in data else ""
-    except (OSError, UnicodeDecodeError):
-        return None
-    return text.replace("\r\n", "\n") if text.strip() else None
+def _matching(folder: TextFolder) -> Iterator[tuple[Path, str]]:
+    """Files (or what cannot be seen to be a folder) that match, and their names."""
+    root = folder.root
+    for path in sorted({path for pattern in folder.patterns for path in root.glob(pattern)}):
+        name = displayable(path.relative_to(root).as_posix())
+        if not _is_excluded(name, folder) and not path.is_dir():
+            yield path, name
 
 
-def package_of(name: str) -> str:
-    """The package of a file: the first folder of its path; "" for files at the top, which count as one package."""
-    return name.split("/")[0] if "/" in name else ""
+def _is_excluded(name: str, folder: TextFolder) -> bool:
+    return any(fnmatchcase(part, pattern) for part in name.split("/") for pattern in folder.exclude)
 
 
-def is_held_out(name: str, part: float) -> bool:
-    """Whether a file belongs to the held-out split: depends on its relative path and nothing else."""
-    digest = hashlib.sha256(name.encode("utf-8")).digest()
-    return int.from_bytes(digest[:8], "big") < part * 2.0**64
+def _closed_folders(folder: TextFolder) -> list[SkippedFile]:
+    """Folders that may not be entered: a glob passes over them without a word."""
+    closed, root = list[SkippedFile](), folder.root
+
+    def refused(error: OSError) -> None:
+        name = displayable(os.path.relpath(error.filename or root, root))
+        closed.append(skipped(name.replace(os.sep, "/"), error))
+
+    for _, subfolders, _ in os.walk(root, onerror=refused):
+        subfolders[:] = [name for name in subfolders if not _is_excluded(displayable(name), folder)]
+    return closed
 
 
-def content_hash(text: str) -> bytes:
-    """Hash of a text that ignores blank lines and spaces at line ends."""
-    lines = (line.rstrip() for line in text.splitlines())
-    return hashlib.sha256("\n".join(line for line in lines if line).encode("utf-8", "replace")).digest()
-
-
-def _shingles(text: str) -> set[int]:
-    lines = [stripped for line in text.splitlines() if len(stripped := line.strip()) > 3]
-    return {hash(tuple(lines[i : i + _SHINGLE])) for i in range(max(1, len(lines) - _SHINGLE + 1))}
-
-
-def is_near_copy(text: str, other: str) -> bool:
-    """Whether a text shares more than half of its three-line units with another."""
-    return _mostly_in(_shingles(text), _shingles(other))
-
-
-def _mostly_in(units: set[int], others: set[int]) -> bool:
-    return len(units & others) > _NEAR_COPY * len(units)
-
-
-def split_documents(documents: Iterable[Document], part: float, whole: Collection[str] = ()) -> Split:
-    """Split by file and by package, and remove what would leak.
-
-    Training never holds a held-out file's content. Of two equal files the held-out one stays, first of all that of a
-    package held out whole. Training files more than half of whose three-line units stand in such a package are its
-    copies (vendored, as a rule) and are left out. A held-out file that still shares more than half of its units with
-    training files is used for neither.
-
-    Args:
-        documents: in any order.
-        part: of the files that is held out, by a hash of the name.
-        whole: packages (`package_of`) of which every file is held out.
-    """
-
-    def held(document: Document) -> bool:
-        return is_held_out(document.name, part) or package_of(document.name) in whole
-
-    by_hash: dict[bytes, Document] = {}
-    copies = 0
-    for document in sorted(documents, key=lambda d: (package_of(d.name) not in whole, not held(d), d.name)):
-        copies += by_hash.setdefault(content_hash(document.text), document) is not document
-    train = [d for d in by_hash.values() if not held(d)]
-    candidates = {d.name: _shingles(d.text) for d in by_hash.values() if held(d)}
-    kept_whole = set().union(*(units for name, units in candidates.items() if package_of(name) in whole))
-    own = [d for d in train if not (kept_whole and _mostly_in(_shingles(d.text), kept_whole))]
-    wanted = set().union(*candidates.values())
-    seen: set[int] = set()
-    for document in own:
-        seen |= wanted & _shingles(document.text)
-    held_out = [d for d in by_hash.values() if d.name in candidates and not _mostly_in(candidates[d.name], seen)]
-    return Split(
-        train=sorted(own, key=lambda d: d.name),
-        held_out=held_out,
-        copies=copies,
-        near_copies=len(candidates) - len(held_out),
-        vendored=len(train) - len(own),
+def _nothing_found(folder: TextFolder, left_out: Sequence[SkippedFile]) -> str:
+    """Why there is no text, and what there is."""
+    root, wanted = folder.root, " or ".join(repr(pattern) for pattern in folder.patterns)
+    if left_out:
+        kinds = {entry.kind for entry in left_out}
+        fix = "raise `max_bytes`" if kinds == {f"above {folder.max_bytes:,} bytes"} else "give other files"
+        return f"no text to be had from {root}: {describe_skipped(left_out)}; {fix}"
+    others = Counter(
+        path.suffix or path.name
+        for path in root.rglob("*")
+        if path.is_file() and not _is_excluded(displayable(path.relative_to(root).as_posix()), folder)
     )
+    if not others:
+        return f"no text file under {root} matches {wanted}: it holds no files; check the folder"
+    most = ", ".join(f"{number:,} {displayable(kind)}" for kind, number in others.most_common(4))
+    return f"no text file under {root} matches {wanted}; it holds {plural(others.total(), 'file')}: {most}"
 
 
 class TokenCorpus:
@@ -295,7 +227,7 @@ class TokenCorpus:
         if _indexed_hash(path) == data_hash:
             return cls(path)
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        end = tokenizer.id_of(END_OF_TEXT)
+        end = tokenizer.eos_ids[0]
         arrays = []
         for first in range(0, len(documents), 256):
             texts = [d.headed for d in documents[first : first + 256]]

@@ -8,19 +8,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
-from indexshare.data.corpus import (
-    Document,
-    PackageRecord,
-    Split,
-    TextFolder,
-    package_of,
-    read_folder,
-    read_text,
-    split_documents,
-)
+from indexshare.data.corpus import TextFolder, read_folder
+from indexshare.data.splitting import Document, PackageRecord, Split, package_of, split_documents
+from indexshare.text.files import SkippedFile, describe_skipped, displayable, take_text
 
 # As they stand in the metadata of packages: SPDX identifiers, the older classifiers, and common free spellings.
 PERMISSIVE = frozenset(
@@ -83,19 +76,26 @@ class PackageText:
                 or as for `read_folder`.
         """
         check_installed([*self.packages, *self.whole])
-        documents, records = read_folder(self.base), list[PackageRecord]()
+        base = read_folder(self.base)
+        documents, left_out, records = list(base.documents), list(base.left_out), list[PackageRecord]()
         taken = {package_of(document.name) for document in documents}
         for package in (*self.packages, *self.whole):
             if package.repository in taken:
                 raise ValueError(f"{package.name!r} is also a folder of the base text; leave one of them out")
-            files, record = read_package(
+            files, record, others = read_package(
                 package, max_bytes=self.base.max_bytes, package_bytes=self.package_bytes, exclude=self.exclude
             )
             check_licence(record)
             documents += files
+            left_out += others
             records.append(replace(record, held_out=package in self.whole))
         whole = {package.repository for package in self.whole}
-        return replace(split_documents(documents, self.base.held_out, whole), packages=tuple(records))
+        split = split_documents(documents, self.base.held_out, whole)
+        return replace(split, packages=tuple(records), left_out=tuple(left_out))
+
+    def absolute(self) -> PackageText:
+        """The same text by a path that means the same from anywhere."""
+        return replace(self, base=self.base.absolute())
 
 
 TrainingText: TypeAlias = TextFolder | PackageText
@@ -127,8 +127,9 @@ def check_licence(record: PackageRecord) -> None:
 
 def read_package(
     package: Package, *, max_bytes: int, package_bytes: int, exclude: Sequence[str] = ()
-) -> tuple[list[Document], PackageRecord]:
-    """Python files of an installed distribution, in the order of their names, and where they come from.
+) -> tuple[list[Document], PackageRecord, list[SkippedFile]]:
+    """Python files of an installed distribution, in the order of their names, where they come from, and what could
+    not be read.
 
     A document is called as its path below site-packages, under a folder of the distribution's name if it is not in one.
 
@@ -145,17 +146,24 @@ def read_package(
     found = distribution(package.name)
     excluded = set(exclude)
     texts: dict[str, str] = {}
+    left_out: list[SkippedFile] = []
     for path in found.files or ():
         inside = not package.folders or any(path.is_relative_to(folder) for folder in package.folders)
         if path.suffix != ".py" or ".." in path.parts or not inside or excluded.intersection(path.parts):
             continue
-        text = read_text(found.locate_file(path), max_bytes)  # type: ignore[arg-type]
-        if text is not None:
-            name = path.as_posix()
-            texts[name if path.parts[0] == package.repository else f"{package.repository}/{name}"] = text
+        name = displayable(path.as_posix())
+        name = name if path.parts[0] == package.repository else f"{package.repository}/{name}"
+        text = take_text(Path(found.locate_file(path)), name, max_bytes)  # type: ignore[arg-type]
+        if isinstance(text, SkippedFile):
+            left_out.append(text)
+        else:
+            texts[name] = text
     texts = _within(texts, package_bytes)
     if not texts:
-        raise ValueError(f"no Python file of {package.name!r} counts as text; check `folders`, or install it again")
+        why = f" ({describe_skipped(left_out)})" if left_out else ""
+        raise ValueError(
+            f"no Python file of {package.name!r} counts as text{why}; check `folders`, or install it again"
+        )
     record = PackageRecord(
         name=package.name,
         version=found.version,
@@ -164,7 +172,7 @@ def read_package(
         num_bytes=sum(len(text.encode("utf-8")) for text in texts.values()),
         held_out=False,
     )
-    return [Document(name=name, text=text) for name, text in sorted(texts.items())], record
+    return [Document(name=name, text=text) for name, text in sorted(texts.items())], record, left_out
 
 
 def _within(texts: Mapping[str, str], limit: int) -> dict[str, str]:

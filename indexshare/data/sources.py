@@ -16,11 +16,12 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from indexshare.data.corpus import TokenCorpus, package_of
+from indexshare.data.corpus import TokenCorpus
 from indexshare.data.lookups import LOOKUPS, choose_lookup, lookup_size
 from indexshare.data.renaming import Renamer
+from indexshare.data.splitting import package_of
 from indexshare.data.tasks import retrieval_text
-from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 
 State = dict[str, int]
 
@@ -182,7 +183,7 @@ class RenamedText:
 
     def window(self, length: int) -> np.ndarray:
         """The next window, int64 [length]; ValueError when the corpus is too short."""
-        end, ids = self._tokenizer.id_of(END_OF_TEXT), list[int]()
+        end, ids = self._tokenizer.eos_ids[0], list[int]()
         while len(ids) < length:
             before = self._text.window(self._wider(length))
             texts = [self._decode(part) for part in np.split(before, np.flatnonzero(before == end) + 1)]
@@ -217,7 +218,7 @@ class _GeneratedTexts(ABC):
 
     def window(self, length: int) -> np.ndarray:
         """The next window, int64 [length]."""
-        end = self._tokenizer.id_of(END_OF_TEXT)
+        end = self._tokenizer.eos_ids[0]
         ids: list[int] = []
         while len(ids) < length:
             text = self._text(length - len(ids))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from indexshare.cache.view import InFlightView
-from indexshare.data.corpus import Document
+from indexshare.data.splitting import Document
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, batches, check_length, counter, hidden_states, predictions
 from indexshare.model.glm import GlmMoeDsa

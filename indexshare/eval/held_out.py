@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from indexshare.cache.view import InFlightView
-from indexshare.data.corpus import Document, Split
 from indexshare.data.packages import text_from_record, unseen_packages
+from indexshare.data.splitting import Document, Split
 from indexshare.eval.bootstrap import Interval, ratio
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer
+from indexshare.text.tokenizer import Tokenizer
 from indexshare.train.evaluate import bits_by_file
 from indexshare.train.objectives import token_losses
 
@@ -184,7 +184,7 @@ def bits_by_position(
         Edges (0, 256, 512, ... doubling up to `max_tokens`), mean bits between each pair of edges, and the number of
         windows; both tuples are empty when the documents do not fill one window.
     """
-    end, ids = tokenizer.id_of(END_OF_TEXT), []
+    end, ids = tokenizer.eos_ids[0], []
     for document in documents:
         ids += [*tokenizer.encode(document.headed, parse_special=False), end]
     starts = range(0, len(ids) - max_tokens, max(1, max_tokens // 4))

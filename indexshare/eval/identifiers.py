@@ -20,7 +20,7 @@ from pathlib import PurePosixPath
 
 import torch
 
-from indexshare.data.corpus import Document, package_of
+from indexshare.data.splitting import Document, package_of
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, batches, check_length, hidden_states, predictions
 from indexshare.eval.package import Target, choose_targets, package_context

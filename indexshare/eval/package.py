@@ -6,10 +6,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from indexshare.data.corpus import Document, is_near_copy, package_of
+from indexshare.data.splitting import Document, is_near_copy, package_of
 from indexshare.repository.context import pack_context
 from indexshare.repository.source_tree import SourceFile
-from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header
+from indexshare.text.tokenizer import Tokenizer, file_header
 
 OPENING_TOKENS = 256  # of a file that are given; what is asked comes after them
 
@@ -74,7 +74,7 @@ def package_context(tokenizer: Tokenizer, target: Target, given: int, budget: in
         At most `budget` token ids, and the names of the files in their order; both empty where nothing fits.
     """
     before = tokenizer.decode(target.body[:given])
-    end = tokenizer.id_of(END_OF_TEXT)
+    end = tokenizer.eos_ids[0]
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text, parse_special=False))

@@ -20,7 +20,7 @@ import torch
 from indexshare.checkpoint.load import load_model
 from indexshare.checkpoint.surgery import all_full
 from indexshare.config.shipped import model_directory
-from indexshare.data.corpus import Document
+from indexshare.data.splitting import Document
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import FULL, SELECTION, Progress, check_length, counter, token_bits
 from indexshare.model.glm import GlmMoeDsa

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from indexshare.data.corpus import Document
+from indexshare.data.splitting import Document
 from indexshare.eval.bootstrap import Estimate, ratio
 from indexshare.eval.forward import Progress, check_length, counter, token_bits
 from indexshare.eval.package import choose_targets, package_context

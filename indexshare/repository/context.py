@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import PurePosixPath
 
-from indexshare.repository.source_tree import SkippedFile, SourceFile
+from indexshare.repository.source_tree import SourceFile
+from indexshare.text.files import SkippedFile
 from indexshare.text.imports import imported_modules, is_module
 
 # Weights of what makes a file relevant; the overlap of identifiers lies in [0, 1].

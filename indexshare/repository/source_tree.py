@@ -7,14 +7,21 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-MAX_FILE_BYTES = 1_000_000  # longer files are data; also the limit that the training corpus uses
+from indexshare.text.files import (
+    GENERATED_FOLDERS,
+    MAX_FILE_BYTES,
+    NotText,
+    SkippedFile,
+    displayable,
+    read_text,
+    skipped,
+    take_text,
+)
+
 MAX_TREE_BYTES = 64_000_000  # what is read at most to choose from; a million-token context is about 4 MB
-GENERATED_FOLDERS = frozenset({"__pycache__", "node_modules", "site-packages", "build", "dist"})
-_BINARY_PROBE_BYTES = 8192
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,19 +30,6 @@ class SourceFile:
 
     name: str
     text: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class SkippedFile:
-    """A file or folder that was not taken, and why; `routine` ones are hidden, generated or empty."""
-
-    name: str
-    reason: str
-    routine: bool = False
-
-
-class _Routine(ValueError):
-    """A reason to skip a file that needs nobody's attention."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +48,9 @@ class SourceTree:
         base = naming_base(self.root)
         resolved = path.resolve()
         if resolved.is_relative_to(self.root.resolve()):
-            return resolved.relative_to(base.resolve()).as_posix()
-        return resolved.as_posix() if path.name in {file.name for file in self.files} else path.name
+            return displayable(resolved.relative_to(base.resolve()).as_posix())
+        name = displayable(path.name)
+        return displayable(resolved.as_posix()) if name in {file.name for file in self.files} else name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,28 +69,6 @@ def naming_base(root: Path) -> Path:
     The name of a module's file then matches the name it is imported by (`rich/text.py`, `rich.text`).
     """
     return root.resolve().parent if (root / "__init__.py").is_file() else root
-
-
-def read_text(path: Path, max_bytes: int = MAX_FILE_BYTES) -> str:
-    """Text of a regular UTF-8 file, line ends as `\\n`, a byte order mark removed.
-
-    Raises:
-        ValueError: not a regular file, too large, binary, or not UTF-8; the text is the bare reason.
-        OSError: the system refuses (permission, loop of links, vanished file).
-    """
-    info = path.stat()
-    if not stat.S_ISREG(info.st_mode):  # opening a pipe would wait for ever
-        raise ValueError("not a regular file")
-    if info.st_size > max_bytes:
-        raise ValueError(f"{info.st_size:,} bytes, above the limit of {max_bytes:,}")
-    data = path.read_bytes()
-    if b"\0" in data[:_BINARY_PROBE_BYTES]:
-        raise ValueError("binary (a zero byte near its start)")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"not UTF-8 (byte {error.start})") from None
-    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_cursor(spec: str) -> Cursor:
@@ -163,44 +136,41 @@ def read_tree(
         raise FileNotFoundError(f"the context folder {root} does not exist")
     if not root.is_dir():
         raise NotADirectoryError(f"the context {root} is a file; expected a folder")
-    paths, skipped = _walk(root)
+    paths, left_out = _walk(root)
     base, files, taken, total = naming_base(root), [], set[Path](), 0
     for path in sorted(paths, key=lambda p: (p.is_symlink(), p)):  # a file keeps its own name, not a link's
-        name = _displayable(_name(path, base))
+        name = displayable(_name(path, base))
         try:
             resolved = _inside(path, root, taken)
             if total >= max_tree_bytes:
-                raise ValueError(f"{max_tree_bytes:,} bytes of text were read before it")
-            text = read_text(resolved, max_file_bytes)
-            if not text.strip():
-                raise _Routine("empty")
-        except ValueError as reason:
-            skipped.append(SkippedFile(name=name, reason=str(reason), routine=isinstance(reason, _Routine)))
+                raise NotText(f"{max_tree_bytes:,} bytes of text were read before it")
+        except (NotText, OSError, RuntimeError) as error:
+            left_out.append(skipped(name, error, routine=path.name.startswith(".")))
             continue
-        except (OSError, RuntimeError) as error:  # before 3.13 a loop of links is a RuntimeError
-            skipped.append(SkippedFile(name=name, reason=_system_reason(error)))
+        found = take_text(resolved, name, max_file_bytes)
+        if isinstance(found, SkippedFile):
+            left_out.append(found)
             continue
         taken.add(resolved)
-        total += len(text)
-        files.append(SourceFile(name=name, text=text.rstrip("\n") + "\n"))
+        total += len(found)
+        files.append(SourceFile(name=name, text=found.rstrip("\n") + "\n"))
     if not files and not may_be_empty:
-        why = f": {skipped[0].name}: {skipped[0].reason}" if skipped else ""
-        more = f" and {len(skipped) - 1} more" if len(skipped) > 1 else ""
+        why = f": {left_out[0].name}: {left_out[0].reason}" if left_out else ""
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         raise ValueError(f"the context folder {root} holds no text files{why}{more}")
     return SourceTree(
         root=root,
         files=tuple(sorted(files, key=lambda f: f.name)),
-        skipped=tuple(sorted(skipped, key=lambda s: s.name)),
+        skipped=tuple(sorted(left_out, key=lambda s: s.name)),
     )
 
 
 def _walk(root: Path) -> tuple[list[Path], list[SkippedFile]]:
     """All file paths below `root`, and the folders that were not entered."""
-    base, paths, skipped = naming_base(root), list[Path](), list[SkippedFile]()
+    base, paths, left_out = naming_base(root), list[Path](), list[SkippedFile]()
 
     def refused(error: OSError) -> None:
-        name = _name(Path(error.filename or root), base)
-        skipped.append(SkippedFile(name=_displayable(name), reason=_system_reason(error)))
+        left_out.append(skipped(displayable(_name(Path(error.filename or root), base)), error))
 
     for folder, subfolders, names in os.walk(root, onerror=refused):
         here = Path(folder)
@@ -214,10 +184,10 @@ def _walk(root: Path) -> tuple[list[Path], list[SkippedFile]]:
                 reason = "link to a folder, not followed"
             if reason:
                 subfolders.remove(sub)
-                name = _displayable(_name(here / sub, base))
-                skipped.append(SkippedFile(name=name, reason=reason, routine="link" not in reason))
+                name = displayable(_name(here / sub, base))
+                left_out.append(skipped(name, NotText(reason), routine="link" not in reason))
         paths += [here / name for name in names]
-    return paths, skipped
+    return paths, left_out
 
 
 def _name(path: Path, base: Path) -> str:
@@ -227,23 +197,12 @@ def _name(path: Path, base: Path) -> str:
 
 
 def _inside(path: Path, root: Path, taken: set[Path]) -> Path:
-    """What the path leads to, refused (ValueError) when hidden, outside the folder or already taken."""
+    """What the path leads to, refused (NotText) when hidden, outside the folder or already taken."""
     if path.name.startswith("."):
-        raise _Routine("hidden file")
+        raise NotText("hidden file")
     resolved = path.resolve(strict=True)
     if not resolved.is_relative_to(root.resolve()):
-        raise ValueError("link that leads out of the folder")
+        raise NotText("link that leads out of the folder")
     if resolved in taken:
-        raise ValueError("link to a file that is already taken")
+        raise NotText("link to a file that is already taken")
     return resolved
-
-
-def _system_reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return "loop of links" if "loop" in str(error).lower() else str(error)
-
-
-def _displayable(name: str) -> str:
-    """Names are bytes to the system: undecodable ones are shown with replacement characters."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -8,11 +8,12 @@ from collections.abc import Sequence
 import torch
 
 from indexshare.cache.view import InFlightView
-from indexshare.data.corpus import Document, TokenCorpus, file_header
+from indexshare.data.corpus import TokenCorpus
 from indexshare.data.sources import PackedText
+from indexshare.data.splitting import Document
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
-from indexshare.text.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer, file_header
 from indexshare.train.objectives import next_token_loss
 from indexshare.train.steps import Workers
 

@@ -11,9 +11,11 @@ from typing import Any, Literal
 from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
 from indexshare.config.shipped import CONFIG_FILE
-from indexshare.data.corpus import Document, Split, TokenCorpus
+from indexshare.data.corpus import TokenCorpus
 from indexshare.data.packages import TrainingText
 from indexshare.data.sources import LookupTasks, Mixture, PackedText, RenamedText, RetrievalTasks, Source
+from indexshare.data.splitting import Document, Split
+from indexshare.text.files import describe_skipped
 from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.stages import Stage
 
@@ -124,6 +126,7 @@ class PreparedData:
     held_out: TokenCorpus
     documents: list[Document] = field(repr=False)  # held out
     summary: dict[str, Any]
+    notes: list[str] = field(default_factory=list)  # about the text, for people
 
     def mixture(self, stage: Stage, seed: int) -> Mixture:
         """The stage's stream of batches."""
@@ -179,6 +182,7 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
         held_out=held_out,
         documents=split.held_out,
         summary=_summary(split, train, held_out),
+        notes=_notes(split),
     )
 
 
@@ -200,6 +204,12 @@ def start_directory(recipe: Recipe) -> Path:
             "folder"
         )
     return directory
+
+
+def _notes(split: Split) -> list[str]:
+    """What was left out, but for what needs nobody's attention, and what was done about few files."""
+    worth_a_word = [entry for entry in split.left_out if not entry.routine]
+    return [line for line in (describe_skipped(worth_a_word), split.note) if line]
 
 
 def _summary(split: Split, train: TokenCorpus, held_out: TokenCorpus) -> dict[str, Any]:

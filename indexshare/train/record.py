@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from indexshare.checkpoint.save import save_model
+from indexshare.text.files import plural
 from indexshare.train.recipe import PreparedData
 from indexshare.train.trainer import Trainer
 
@@ -17,7 +18,8 @@ def describe_data(data: PreparedData) -> str:
     """One line about the data of a run."""
     s = data.summary
     return (
-        f"{s['train_files']} files, {s['train_tokens']:,} tokens to train on; {s['held_out_files']} files, "
+        f"{plural(s['train_files'], 'file')}, {s['train_tokens']:,} tokens to train on; "
+        f"{plural(s['held_out_files'], 'file')}, "
         f"{s['held_out_tokens']:,} tokens held out; data {str(s['data_hash'])[:12]}"
     )
 

@@ -103,8 +103,8 @@ def test_complete_puts_the_tree_into_the_context(run: Run, model_dir: Path, sour
     place = f"{source_dir / 'main.py'}:4"
     facts = json.loads(run("complete", place, *options, "--json").out)
     assert [f["name"] for f in facts["files"]] == ["lib/other.py", "lib/helper.py", "main.py"]
-    reason = "binary (a zero byte near its start)"
-    assert facts["skipped"] == [{"name": "logo.png", "reason": reason, "routine": False}]
+    reason = "binary (holds a zero byte)"
+    assert facts["skipped"] == [{"name": "logo.png", "reason": reason, "kind": "binary", "routine": False}]
     assert (facts["line"], facts["column"]) == (4, len("def four():") + 1)
     tokenizer = Tokenizer.load(model_dir)
     names = [f["name"] for f in facts["files"]]

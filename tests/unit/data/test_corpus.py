@@ -5,22 +5,15 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexshare.data.corpus import (
-    STANDARD_LIBRARY,
-    Document,
-    TextFolder,
-    TokenCorpus,
-    content_hash,
-    is_held_out,
-    read_folder,
-    split_documents,
-)
+from indexshare.data.corpus import STANDARD_LIBRARY, TextFolder, TokenCorpus, read_folder
+from indexshare.data.splitting import Document, content_hash, is_held_out, split_documents, split_folder
 from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 
 
@@ -54,19 +47,123 @@ def test_reading_passes_over_what_is_no_text(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(data)
     (tmp_path / "folder.py").mkdir()
-    found = read_folder(TextFolder(path=str(tmp_path), max_bytes=200))
+    folder = read_folder(TextFolder(path=str(tmp_path), max_bytes=200))
+    found = folder.documents
     assert [(d.name, d.text) for d in found] == [("a.py", "x = 1\ny = 2\n"), ("pkg/b.py", "é = 'ü'\n")]
     assert found[1].headed == "# file: pkg/b.py\né = 'ü'\n"
+    assert [(entry.name, entry.reason) for entry in folder.left_out] == [
+        ("blank.py", "empty"),
+        ("long.py", "600 bytes, above the limit of 200"),
+        ("pkg/binary.py", "binary (holds a zero byte)"),
+        ("pkg/latin.py", "not UTF-8 (byte 5)"),
+    ]
+    split = TextFolder(path=str(tmp_path), max_bytes=200).split()
+    assert split.facts["files_left_out"] == {"empty": 1, "above 200 bytes": 1, "binary": 1, "not UTF-8": 1}
 
 
 def test_reading_mistakes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="does not exist; give an existing folder"):
         read_folder(TextFolder(path=str(tmp_path / "none")))
     with pytest.raises(ValueError, match="no text file under"):
         read_folder(TextFolder(path=str(tmp_path)))
     with pytest.raises(ValueError, match=r"held_out is 1\.0"):
         TextFolder(path="x", held_out=1.0)
     assert TextFolder(path=STANDARD_LIBRARY).root.is_dir()
+
+
+def test_a_folder_without_text_says_what_it_holds(tmp_path: Path) -> None:
+    def refused(message: str, **settings: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            read_folder(TextFolder(path=str(tmp_path), **settings))
+
+    refused(r"no text file under .* matches '\*\*/\*\.py': it holds no files")
+    (tmp_path / "long.md").write_text("word " * 100)
+    (tmp_path / "README").write_text("hello\n")
+    refused(r"matches '\*\*/\*\.py'; it holds 2 files: ")
+    refused(r"matches '\*\.txt' or '\*\.rst'; it holds 2 files", pattern=("*.txt", "*.rst"))
+    refused(r"1 file left out: 1 above 200 bytes \(long\.md\); raise `max_bytes`", pattern="*.md", max_bytes=200)
+    for pattern in ("", "/etc/*", "../*.py", "**.py"):
+        with pytest.raises(ValueError, match="expected a glob below the folder"):
+            TextFolder(path=str(tmp_path), pattern=pattern)
+
+
+def test_several_patterns_and_excluded_names(tmp_path: Path) -> None:
+    for name in ("a.md", "sub/b.txt", "sub/c.py", ".git/d.md", ".hidden.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    folder = TextFolder(path=str(tmp_path), pattern=("**/*.md", "**/*.txt", "*.md"), exclude=(".*",))
+    assert [d.name for d in read_folder(folder).documents] == ["a.md", "sub/b.txt"]
+
+
+def test_a_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.py")).write_text("x = 1\n")
+        (tmp_path / os.fsdecode(b"no\xe9.py")).write_bytes(b"\xe9")
+    except OSError:
+        pytest.skip("this file system refuses such names")
+    (tmp_path / "plain.py").write_text("y = 1\n")
+    split = TextFolder(path=str(tmp_path), held_out=0.5).split()
+    assert {d.name for d in (*split.train, *split.held_out)} == {"caf\\xe9.py", "plain.py"}
+    assert [(entry.name, entry.reason) for entry in split.left_out] == [("no\\xe9.py", "not UTF-8 (byte 0)")]
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.py").write_text("x = 1\n")
+    real = os.scandir
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    found = read_folder(TextFolder(path=str(tmp_path)))
+    assert [(entry.name, entry.reason) for entry in found.left_out] == [("closed", "permission denied")]
+
+
+def test_paths_are_made_absolute_and_home_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "a.py").write_text("x = 1\n")
+    for path in ("text", "~/text", "./text"):
+        folder = TextFolder(path=path)
+        assert read_folder(folder).documents[0].name == "a.py"
+        assert folder.absolute().path == str(tmp_path / "text")
+    assert TextFolder(path=STANDARD_LIBRARY).absolute().path == STANDARD_LIBRARY
+
+
+def test_one_file_is_cut(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("".join(f"Chapter {n}.\n\nAnd so on, {n} times.\n\n" for n in range(100)))
+    split = TextFolder(path=str(book), held_out=0.1).split()
+    (head,), (tail,) = split.train, split.held_out
+    assert head.name == tail.name == "book.txt" and head.text + tail.text == book.read_text()
+    assert 0.08 < len(tail.text) / len(book.read_text()) < 0.13 and head.text.endswith("\n\n")
+    line = head.text.count("\n") + 1
+    assert f"of book.txt, from line {line} on, is held out" in split.note and split.facts["note"] == split.note
+    assert split_folder([head, Document(name="copy", text=head.text)], 0.1).copies == 1
+    for text in ("ab", "x" * 1000, "a\n" * 3, "\n\n\nab", "x" + "\n" * 99 + "y" + "\n" * 999):
+        (head,), (tail,) = (side for side in _sides([Document(name="a", text=text)]))
+        assert head.text + tail.text == text and head.text and tail.text.strip()
+    assert split_folder([head], 0.0).held_out == []
+
+
+def _sides(documents: list[Document]) -> tuple[list[Document], list[Document]]:
+    split = split_folder(documents, 0.1)
+    return split.train, split.held_out
+
+
+def test_of_few_files_one_is_held_out() -> None:
+    train, held = _names(False, 3, 0.1), _names(True, 2, 0.1)
+    split = split_folder([_document(name, _lines(i, 10 + 90 * (i == 0))) for i, name in enumerate(train)], 0.1)
+    assert len(split.held_out) == 1 and split.held_out[0].name in train[1:], "never the one that is most of the text"
+    assert "few files" in split.note and split.held_out[0].name in split.note
+    both = split_folder([_document(held[0], _lines(1, 9)), _document(held[1], _lines(2, 50))], 0.1)
+    assert [d.name for d in both.train] == [held[1]] and "the longest, is trained on" in both.note
+    usual = [_document(name, _lines(i)) for i, name in enumerate([*train, *held])]
+    assert split_folder(usual, 0.1) == split_documents(usual, 0.1)
 
 
 def test_the_split_depends_on_the_name_alone() -> None:

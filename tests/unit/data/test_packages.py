@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from indexshare.data import packages
-from indexshare.data.corpus import TextFolder, is_held_out, package_of
+from indexshare.data.corpus import TextFolder
 from indexshare.data.packages import Package, PackageText, is_permissive, licence_of, read_package, text_from_record
+from indexshare.data.splitting import is_held_out, package_of
 
 
 def body(seed: int, count: int = 40) -> str:
@@ -56,7 +57,7 @@ def text(site: Path, tmp_path: Path) -> PackageText:
 
 
 def test_a_package_is_one_repository(site: Path) -> None:
-    documents, record = read_package(
+    documents, record, _ = read_package(
         Package(name="alpha"), max_bytes=10**6, package_bytes=10**6, exclude=("tests", "__pycache__")
     )
     names = [document.name for document in documents]
@@ -64,7 +65,7 @@ def test_a_package_is_one_repository(site: Path) -> None:
     assert {package_of(name) for name in names} == {"alpha"}
     assert (record.name, record.version, record.licence, record.files) == ("alpha", "1.0", "MIT", 13)
     assert record.num_bytes == sum(len(document.text) for document in documents)
-    (only,), _ = read_package(Package(name="alpha", folders=("alpha/m3.py",)), max_bytes=10**6, package_bytes=10**6)
+    (only,), *_ = read_package(Package(name="alpha", folders=("alpha/m3.py",)), max_bytes=10**6, package_bytes=10**6)
     assert (only.name, only.text) == ("alpha/m3.py", body(3))
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from indexshare.data.corpus import Document, TokenCorpus
+from indexshare.data.corpus import TokenCorpus
 from indexshare.data.renaming import Renamer
 from indexshare.data.sources import RenamedText
+from indexshare.data.splitting import Document
 from indexshare.text.imports import definitions
 from indexshare.text.tokenizer import END_OF_TEXT, SPECIAL_TOKENS, Tokenizer, train_bpe
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexshare.data import tasks
-from indexshare.data.corpus import Document, TokenCorpus
+from indexshare.data.corpus import TokenCorpus
 from indexshare.data.sources import Mixture, PackedText, RetrievalTasks, Source, stretched_positions
+from indexshare.data.splitting import Document
 from indexshare.data.tasks import retrieval_text
 from indexshare.text.tokenizer import Tokenizer, train_bpe
 

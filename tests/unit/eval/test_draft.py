@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from indexshare.config import preset
-from indexshare.data.corpus import Document
+from indexshare.data.splitting import Document
 from indexshare.eval.draft import _agreement, evaluate_draft
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer

@@ -10,7 +10,7 @@ import torch
 from indexshare.checkpoint.load import save_model
 from indexshare.cli import main
 from indexshare.config import preset
-from indexshare.data.corpus import Document
+from indexshare.data.splitting import Document
 from indexshare.eval.held_out import (
     bits_by_position,
     evaluate_held_out,

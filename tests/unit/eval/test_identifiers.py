@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from indexshare.config import preset
-from indexshare.data.corpus import Document
+from indexshare.data.splitting import Document
 from indexshare.eval.forward import hidden_states
 from indexshare.eval.identifiers import (
     CompletedUse,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from indexshare.data.corpus import Document
+from indexshare.data.splitting import Document
 from indexshare.eval.package import OPENING_TOKENS, Target, choose_targets, package_context
 from indexshare.eval.repository import evaluate_repository
 from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header

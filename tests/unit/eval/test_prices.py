@@ -10,7 +10,7 @@ import torch
 
 from indexshare.checkpoint.load import load_model, save_model
 from indexshare.config import SharePlan, preset
-from indexshare.data.corpus import Document
+from indexshare.data.splitting import Document
 from indexshare.eval.forward import FULL, RECENT, SELECTION, token_bits
 from indexshare.eval.prices import evaluate_prices, lay_out, load_every_layer_full, usable_lengths
 from indexshare.model.glm import GlmMoeDsa

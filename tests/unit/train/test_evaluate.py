@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from indexshare.data.corpus import Document, TokenCorpus
+from indexshare.data.corpus import TokenCorpus
+from indexshare.data.splitting import Document
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.train import evaluate
 from indexshare.train.evaluate import bits_by_file, held_out_bits_per_byte

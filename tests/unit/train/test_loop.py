@@ -27,6 +27,7 @@ from indexshare.train.progress import MetricsFile, Reporter, duration
 from indexshare.train.recipe import Recipe, prepare
 from indexshare.train.stages import pretrain
 from indexshare.train.trainer import Trainer
+from tests.unit.train.conftest import write_sources
 
 MakeRecipe = Callable[..., Recipe]
 STEPS = 8  # of the whole toy recipe, two per stage
@@ -523,6 +524,19 @@ def test_progress_without_a_terminal_is_lines(make_recipe: MakeRecipe, tmp_path:
         assert part in err
     assert "\x1b" not in err
     assert [duration(s) for s in (0, 59.6, 125, 3720, -1)] == ["0s", "1m00s", "2m05s", "1h02m", "0s"]
+
+
+def test_files_that_are_left_out_are_said_and_recorded(make_recipe: MakeRecipe, tmp_path: Path, capsys: Any) -> None:
+    text = write_sources(tmp_path / "text")
+    (text / "latin.py").write_bytes(b"x = '\xe9'\n")
+    (text / "empty.py").write_text("")
+    recipe = make_recipe(text=TextFolder(path=str(text), held_out=0.2), stages=make_recipe().stages[:1])
+    folder = run(recipe, tmp_path / "run")
+    assert folder is not None
+    err = capsys.readouterr().err
+    assert "1 file left out: 1 not UTF-8 (latin.py)" in err and "empty.py" not in err
+    record = json.loads((folder / "training.json").read_text())
+    assert record["data"]["files_left_out"] == {"not UTF-8": 1, "empty": 1}
 
 
 def test_tensorboard_on_request(make_recipe: MakeRecipe, tmp_path: Path) -> None:
