@@ -1,20 +1,22 @@
-"""The paged cache: latents of every layer and index keys of Full layers, in blocks that sequences own.
+"""The paged cache: the streams of every layer (`config.layers`), in blocks that sequences own.
 
-Shape letters: N packed rows of a batch, T_i tokens of sequence i, R latent width, D index-key width. A slot
-is one row of a pool; block b holds slots `b * block_size` to `(b + 1) * block_size - 1` of every layer.
+Shape letters: N packed rows of a batch, T_i tokens of sequence i, W width of a stream. A slot is one row of a pool;
+block b holds slots `b * block_size` to `(b + 1) * block_size - 1` of every stream of every layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from indexshare.cache.blocks import BlockTable
+from indexshare.cache.codecs import PlainCodec, Pool, make_codec
 from indexshare.cache.view import BatchView, Span, pack_spans
 from indexshare.config import ModelConfig
+from indexshare.config.layers import Stream, layer_streams
 
 
 class PagedCache:
@@ -27,13 +29,15 @@ class PagedCache:
         config: sizes and share plan of the model.
         num_blocks: blocks in each pool.
         block_size: tokens per block.
-        dtype: floating type of the stored rows, the type the model computes in.
+        dtype: floating type of the rows that are read, the type the model computes in.
         device: where the pools live.
-        draft: also keep latents and index keys of the draft layer, at index `config.num_hidden_layers`.
+        draft: also keep the streams of the draft layer, at index `config.num_hidden_layers`.
+        codecs: how rows are stored, a name in `cache.codecs` for all streams or one by stream name; by default, and
+            for streams not named, as they are, in `dtype`.
 
     Raises:
-        ValueError: no blocks, a type that is not floating, a draft layer that the model lacks, or sizes that
-            the device cannot hold.
+        ValueError: no blocks, a type that is not floating, a draft layer that the model lacks, an unknown codec or
+            stream, or sizes that the device cannot hold.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class PagedCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         draft: bool = False,
+        codecs: str | Mapping[str, str] | None = None,
     ) -> None:
         if num_blocks < 1 or block_size < 1:
             raise ValueError(
@@ -58,19 +63,25 @@ class PagedCache:
         self.block_size = block_size
         self.dtype = dtype
         self.device = torch.device(device)
-        trunk, slots = config.num_hidden_layers, num_blocks * block_size
-        self._slots = slots
-        self._latents: dict[int, Tensor] = {}
-        self._index_keys: dict[int, Tensor] = {}
-        for layer in range(trunk + draft):
-            self._latents[layer] = self._pool(config.latent_dim)
-        for layer in [*config.share_plan.full_layers, *([trunk] if draft else [])]:
-            self._index_keys[layer] = self._pool(config.index_head_dim)
+        self._slots = num_blocks * block_size
+        streams = {layer: layer_streams(config, layer) for layer in range(config.num_hidden_layers + draft)}
+        names = _codec_names({s.name for of_layer in streams.values() for s in of_layer}, codecs)
+        # All pools by layer and stream.
+        self.pools = {
+            (layer, stream.name): self._pool(stream, names.get(stream.name))
+            for layer, of_layer in streams.items()
+            for stream in of_layer
+        }
+        # Whether every pool holds its rows as they are, so that kernels can read them in place.
+        self.is_plain = all(pool.codec.is_plain for pool in self.pools.values())
         self._tables: WeakKeyDictionary[BlockTable, Tensor] = WeakKeyDictionary()
 
-    def _pool(self, width: int) -> Tensor:
+    def _pool(self, stream: Stream, codec_name: str | None) -> Pool:
+        plain = PlainCodec(stream, self.dtype, self.dtype)
+        codec = plain if codec_name is None else make_codec(codec_name, stream, self.dtype)
+        kept, count = codec.stored
         try:
-            return torch.empty(self._slots, width, dtype=self.dtype, device=self.device)
+            return Pool(torch.empty(self._slots, count, dtype=kept, device=self.device), codec)
         except RuntimeError as error:
             raise ValueError(
                 f"cannot reserve a cache of {self._slots} tokens on {self.device}: "
@@ -85,15 +96,20 @@ class PagedCache:
     @property
     def nbytes(self) -> int:
         """Bytes of all pools: `num_tokens * planner.memory.cache_bytes_per_token`."""
-        return sum(pool.nbytes for pool in [*self._latents.values(), *self._index_keys.values()])
+        return sum(pool.stored.nbytes for pool in self.pools.values())
 
-    def latent_pool(self, layer: int) -> Tensor:
-        """Latent rows `[slots, R]` of a layer."""
-        return _of_layer(self._latents, layer, "latents")
+    def pool(self, layer: int, stream: str) -> Pool:
+        """The rows `[slots, W]` of a stream of a layer.
 
-    def index_key_pool(self, layer: int) -> Tensor:
-        """Index keys `[slots, D]` of a Full layer or the draft layer."""
-        return _of_layer(self._index_keys, layer, "index keys")
+        Raises:
+            ValueError: the layer keeps no such stream.
+        """
+        pool = self.pools.get((layer, stream))
+        if pool is None:
+            layers = sorted(number for number, name in self.pools if name == stream)
+            what = stream.replace("_", " ")
+            raise ValueError(f"layer {layer} keeps no {what} in this cache; layers with {what}: {layers}")
+        return pool
 
     def view(self, tables: Sequence[BlockTable | Sequence[int]], spans: Sequence[tuple[int, int]]) -> PagedView:
         """What a forward pass over a packed batch sees.
@@ -161,27 +177,22 @@ class PagedView(BatchView):
         """Ids of the blocks of one sequence, int64, in order."""
         return self.cache.block_ids(self._block_tables[sequence])
 
-    def write_latents(self, layer: int, latents: Tensor) -> None:
-        """Store rows `[N, R]`."""
-        pool = self.cache.latent_pool(layer)
-        pool.index_copy_(0, self.written, latents.to(pool.dtype))
+    def write(self, layer: int, stream: str, rows: Tensor) -> None:
+        """Store rows `[N, W]` at `written`, as the stream's codec has them."""
+        self.cache.pool(layer, stream).write(self.written, rows)
 
-    def write_index_keys(self, layer: int, keys: Tensor) -> None:
-        """Store index keys `[N, D]` of a Full layer or the draft layer."""
-        pool = self.cache.index_key_pool(layer)
-        pool.index_copy_(0, self.written, keys.to(pool.dtype))
+    def read(self, layer: int, stream: str, sequence: int) -> Tensor:
+        """Rows `[T_i, W]`; a view when the sequence's blocks are one run and the codec is plain, else a copy."""
+        pool = self.cache.pool(layer, stream)
+        table, size = self._block_tables[sequence], self.cache.block_size
+        total = self.spans[sequence].total
+        if table.is_run:
+            return pool.run(table.ids[0] * size, total)
+        return pool.blocks(self.cache.block_ids(table)[: -(-total // size)], size)[:total]
 
-    def latents(self, layer: int, sequence: int) -> Tensor:
-        """Rows `[T_i, R]`; a view when the sequence's blocks are one run, else a copy."""
-        return self._read(self.cache.latent_pool(layer), sequence)
-
-    def index_keys(self, layer: int, sequence: int) -> Tensor:
-        """Index keys `[T_i, D]`; a view when the sequence's blocks are one run, else a copy."""
-        return self._read(self.cache.index_key_pool(layer), sequence)
-
-    def pool(self, layer: int) -> Tensor:
-        """All latent rows `[slots, R]` of a layer."""
-        return self.cache.latent_pool(layer)
+    def pool(self, layer: int, stream: str) -> Pool:
+        """The cache's pool."""
+        return self.cache.pool(layer, stream)
 
     def slots(self, sequence: int, positions: Tensor) -> Tensor:
         """Pool rows of `positions` (int64, any shape) of one sequence."""
@@ -193,19 +204,14 @@ class PagedView(BatchView):
         # slot = (id of the block) * size + (position within the block)
         return positions + (self.cache.block_ids(table)[block] - block) * size
 
-    def _read(self, pool: Tensor, sequence: int) -> Tensor:
-        table, size = self._block_tables[sequence], self.cache.block_size
-        total = self.spans[sequence].total
-        if table.is_run:
-            first = table.ids[0] * size
-            return pool[first : first + total]
-        blocks = self.cache.block_ids(table)[: -(-total // size)]
-        whole = pool.view(self.cache.num_blocks, size, -1).index_select(0, blocks)
-        return whole.view(-1, pool.shape[1])[:total]
 
-
-def _of_layer(pools: dict[int, Tensor], layer: int, what: str) -> Tensor:
-    pool = pools.get(layer)
-    if pool is None:
-        raise ValueError(f"layer {layer} keeps no {what} in this cache; layers with {what}: {sorted(pools)}")
-    return pool
+def _codec_names(streams: set[str], codecs: str | Mapping[str, str] | None) -> dict[str, str]:
+    """Codec by stream; streams that keep their rows as they are do not occur."""
+    if codecs is None:
+        return {}
+    if isinstance(codecs, str):
+        return dict.fromkeys(streams, codecs)
+    for name in codecs:
+        if name not in streams:
+            raise ValueError(f"codecs names the stream {name!r}; this model's streams are {', '.join(sorted(streams))}")
+    return dict(codecs)

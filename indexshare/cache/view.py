@@ -1,7 +1,7 @@
 """What one forward pass sees of the past: a packed batch of sequences and the storage their tokens live in.
 
-Shape letters: N packed rows of the batch, T_i tokens of sequence i including this batch's, R latent width
-(`kv_lora_rank + qk_rope_head_dim`), D index-key width.
+A layer's past is kept in streams (`config.layers`): MLA has one of latents, an indexer one of index keys.
+Shape letters: N packed rows of the batch, T_i tokens of sequence i including this batch's, W width of a stream.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from indexshare.cache.codecs import PlainCodec, Pool
+from indexshare.config.layers import Stream
 
 
 @dataclass(frozen=True)
@@ -70,28 +73,26 @@ class BatchView(ABC):
         return self.spans[-1].stop if self.spans else 0
 
     @abstractmethod
-    def write_latents(self, layer: int, latents: Tensor) -> None:
-        """Store this batch's rows `[N, R]` of `layer`: normalised latent, then rotated rope key."""
+    def write(self, layer: int, stream: str, rows: Tensor) -> None:
+        """Store this batch's rows `[N, W]` of a stream of `layer`."""
 
     @abstractmethod
-    def write_index_keys(self, layer: int, keys: Tensor) -> None:
-        """Store this batch's index keys `[N, D]`; only Full layers and the draft layer have them."""
+    def read(self, layer: int, stream: str, sequence: int) -> Tensor:
+        """Rows `[T_i, W]` of one sequence, in order of position."""
 
     @abstractmethod
-    def latents(self, layer: int, sequence: int) -> Tensor:
-        """Rows `[T_i, R]` of one sequence, in order of position."""
-
-    @abstractmethod
-    def index_keys(self, layer: int, sequence: int) -> Tensor:
-        """Index keys `[T_i, D]` of one sequence, in order of position."""
-
-    @abstractmethod
-    def pool(self, layer: int) -> Tensor:
-        """The storage `[slots, R]` of a layer that `slots()` points into."""
+    def pool(self, layer: int, stream: str) -> Pool:
+        """The storage that `slots()` points into."""
 
     @abstractmethod
     def slots(self, sequence: int, positions: Tensor) -> Tensor:
-        """Rows of `pool()` that hold `positions` (int64, any shape, each in `0 .. T_i-1`) of one sequence."""
+        """Rows of a pool that hold `positions` (int64, any shape, each in `0 .. T_i-1`) of one sequence."""
+
+    def announce(self, layer: int, slots: Tensor) -> None:  # noqa: B027  most storage has nothing to prepare
+        """Full layer `layer` has chosen `slots` int64 `[M, k]`: it and the layers it serves will read those rows next.
+
+        A cache whose rows lie somewhere slow fetches them now, once for all of these layers.
+        """
 
 
 class InFlightView(BatchView):
@@ -114,29 +115,23 @@ class InFlightView(BatchView):
                 f"{self.num_rows} rows"
             )
         self._rotary_positions = rotary_positions
-        self._latents: dict[int, Tensor] = {}
-        self._index_keys: dict[int, Tensor] = {}
+        self._rows: dict[tuple[int, str], Tensor] = {}
 
     @property
     def rotary_positions(self) -> Tensor:
         return self.positions if self._rotary_positions is None else self._rotary_positions
 
-    def write_latents(self, layer: int, latents: Tensor) -> None:
-        self._latents[layer] = latents
+    def write(self, layer: int, stream: str, rows: Tensor) -> None:
+        self._rows[layer, stream] = rows
 
-    def write_index_keys(self, layer: int, keys: Tensor) -> None:
-        self._index_keys[layer] = keys
-
-    def latents(self, layer: int, sequence: int) -> Tensor:
+    def read(self, layer: int, stream: str, sequence: int) -> Tensor:
         span = self.spans[sequence]
-        return self._latents[layer][span.start : span.stop]
+        return self._rows[layer, stream][span.start : span.stop]
 
-    def index_keys(self, layer: int, sequence: int) -> Tensor:
-        span = self.spans[sequence]
-        return self._index_keys[layer][span.start : span.stop]
-
-    def pool(self, layer: int) -> Tensor:
-        return self._latents[layer]
+    def pool(self, layer: int, stream: str) -> Pool:
+        rows = self._rows[layer, stream]
+        codec = PlainCodec(Stream(name=stream, width=rows.shape[-1]), rows.dtype, rows.dtype)
+        return Pool(rows, codec)
 
     def slots(self, sequence: int, positions: Tensor) -> Tensor:
         return positions + self.spans[sequence].start

@@ -50,8 +50,7 @@ def describe(config: ModelConfig, source: str) -> dict[str, Any]:
     for dtype, width in _CACHE_DTYPES.items():
         trunk, draft = cache_bytes(config, width), cache_bytes(config, width, draft=True)
         caches[dtype] = {
-            "latents": trunk.latents,
-            "index_keys": trunk.index_keys,
+            **trunk.streams,
             "total": trunk.total,
             "total_with_draft": draft.total if config.num_nextn_predict_layers else None,
             "at_full_context": trunk.total * config.max_position_embeddings,
@@ -108,13 +107,14 @@ def _show(model: str, config: ModelConfig, facts: dict[str, Any]) -> None:
     out.print()
     print_lines(_picture(config), to=out)
     out.print()
-    rows = []
+    rows, streams = [], list(cache_bytes(config).streams)
     for dtype, cache in facts["cache_bytes_per_token"].items():
         with_draft = cache["total_with_draft"]
-        cells = [cache["latents"], cache["index_keys"], cache["total"]]
+        cells = [*(cache[stream] for stream in streams), cache["total"]]
         draft_cell = f"{with_draft:,}" if with_draft else "-"
         rows.append([dtype, *[f"{n:,}" for n in cells], draft_cell, size(cache["at_full_context"])])
-    columns = ["dtype", "latents", "index keys", "total", "with draft layer", "at full context"]
+    names = [stream.replace("_", " ") for stream in streams]
+    columns = ["dtype", *names, "total", "with draft layer", "at full context"]
     print_table("Cache bytes per token", columns, rows, to=out)
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from indexshare import ops
 from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig
+from indexshare.config.layers import INDEX_KEYS
 from indexshare.model.norm import LayerNorm
 from indexshare.model.observe import IndexTensors
 from indexshare.model.selection import Selection, dense_rows, sparse_rows
@@ -66,7 +67,7 @@ class Indexer(nn.Module):
         """
         x, q_latent = x.detach(), q_latent.detach()
         keys = self.keys(x, rope)
-        view.write_index_keys(layer, keys)
+        view.write(layer, INDEX_KEYS, keys)
         rows = sparse_rows(view, limit)
         tensors = None
         if want_tensors:
@@ -91,14 +92,17 @@ class Indexer(nn.Module):
             if count:
                 part = slice(start, start + count)
                 at = view.positions[rows[part]]
-                chosen = ops.select_topk(q[part], weights[part], view.index_keys(layer, i), at, self.topk)
+                keys = view.read(layer, INDEX_KEYS, i)
+                chosen = ops.select_topk(q[part], weights[part], keys, at, self.topk)
                 positions.append(chosen)
                 slots.append(view.slots(i, chosen))
                 start += count
         if not positions:
             empty = rows.new_empty(0, self.topk)
             return Selection(limit, rows, empty, empty)
-        return Selection(limit, rows, _joined(positions), _joined(slots))
+        selection = Selection(limit, rows, _joined(positions), _joined(slots))
+        view.announce(layer, selection.slots)
+        return selection
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from indexshare import ops
 from indexshare.cache.view import BatchView, InFlightView, Span
 from indexshare.config import ModelConfig
+from indexshare.config.mla import LATENTS
 from indexshare.model.indexer import Indexer
 from indexshare.model.norm import RMSNorm
 from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
@@ -59,7 +60,7 @@ class MLA(nn.Module):
         """
         q_latent, q = self.queries(x, rope)
         latents = self.latents(x, rope)
-        view.write_latents(layer, latents)
+        view.write(layer, LATENTS, latents)
         observed = observer is not None and observer.wants_attention
         tensors: IndexTensors | None = None
         if self.indexer is not None:
@@ -122,19 +123,19 @@ class MLA(nn.Module):
         """Output `[N, hidden]` of queries `[N, A, E + P]`: full attention up to the limit, the selection beyond it."""
         length = self._whole_sequences(view, selection)
         if length:
-            return self.o_proj(self._attend_whole(q, view.pool(layer), length).flatten(1))
+            return self.o_proj(self._attend_whole(q, view.pool(layer, LATENTS).stored, length).flatten(1))
         sparse = None
         if selection.num_rows:
             q_sparse = q if selection.num_rows == q.shape[0] else q[selection.rows]
-            mixed = ops.sparse_mla(self.absorb(q_sparse), view.pool(layer), selection.slots, self.scale, self.rank)
+            rows, slots = view.pool(layer, LATENTS).at(selection.slots)
+            mixed = ops.sparse_mla(self.absorb(q_sparse), rows, slots, self.scale, self.rank)
             sparse = self.values(mixed)
         parts, used = [], 0
         for i, span in enumerate(view.spans):
             dense = dense_rows(span, selection.limit)
             if dense:
-                parts.append(
-                    self._attend_dense(q[span.start : span.start + dense], view.latents(layer, i), span, dense)
-                )
+                latents = view.read(layer, LATENTS, i)
+                parts.append(self._attend_dense(q[span.start : span.start + dense], latents, span, dense))
             if dense < span.length:
                 assert sparse is not None
                 parts.append(sparse[used : used + span.length - dense])

@@ -10,7 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from indexshare.config import ModelConfig
-from indexshare.planner.memory import attention_parameters, cache_bytes, expert_parameters, indexer_parameters
+from indexshare.config.layers import INDEX_KEYS, layer_streams
+from indexshare.planner.memory import attention_parameters, expert_parameters, indexer_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,9 +157,10 @@ def step_bytes(
 
 
 def cache_row_bytes(config: ModelConfig, element_bytes: int) -> tuple[int, int]:
-    """Bytes of one token's latent in one layer and of its index key in one Full layer, as the engine keeps them."""
-    per_token = cache_bytes(config, element_bytes)
-    return per_token.latents // config.num_hidden_layers, per_token.index_keys // len(config.share_plan.full_layers)
+    """Bytes of one token's rows that attention reads in one layer, and of its index key in one Full layer."""
+    sizes = {stream.name: stream.width * element_bytes for stream in layer_streams(config, 0)}  # layer 0 is Full
+    index_key = sizes.pop(INDEX_KEYS)
+    return sum(sizes.values()), index_key
 
 
 def _attention_matrices(config: ModelConfig) -> int:

@@ -6,9 +6,11 @@ what is really allocated.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from indexshare.config import ModelConfig
+from indexshare.config.layers import Stream, layer_streams
 
 
 @dataclass(frozen=True)
@@ -104,29 +106,43 @@ def count_parameters(cfg: ModelConfig) -> ParameterCount:
 
 @dataclass(frozen=True)
 class CacheBytes:
-    """Cache bytes that one token costs, over all layers."""
+    """Cache bytes that one token costs, over all layers: `streams` by the streams' names."""
 
-    latents: int
-    index_keys: int
+    streams: dict[str, int]
 
     @property
     def total(self) -> int:
-        """Latents and index keys together."""
-        return self.latents + self.index_keys
+        """All streams together."""
+        return sum(self.streams.values())
 
 
-def cache_bytes(cfg: ModelConfig, element_bytes: int = 2, *, draft: bool = False) -> CacheBytes:
-    """Cache bytes per token: a latent row in every layer, an index key in Full layers only, the draft layer's own."""
-    layers = cfg.num_hidden_layers + draft
-    full = len(cfg.share_plan.full_layers) + draft
-    return CacheBytes(
-        latents=layers * cfg.latent_dim * element_bytes, index_keys=full * cfg.index_head_dim * element_bytes
-    )
+RowBytes = Callable[[Stream], int]
 
 
-def cache_bytes_per_token(cfg: ModelConfig, element_bytes: int = 2, *, draft: bool = False) -> int:
+def cache_bytes(
+    cfg: ModelConfig, element_bytes: int = 2, *, draft: bool = False, row_bytes: RowBytes | None = None
+) -> CacheBytes:
+    """Cache bytes per token: every stream of every layer.
+
+    Args:
+        cfg: sizes and share plan.
+        element_bytes: of one value, where rows are kept as they are.
+        draft: count the draft layer's streams too.
+        row_bytes: of a row of a stream, where a codec keeps it in another form (`cache.codecs`).
+    """
+    streams: dict[str, int] = {}
+    for layer in range(cfg.num_hidden_layers + draft):
+        for stream in layer_streams(cfg, layer):
+            size = stream.width * element_bytes if row_bytes is None else row_bytes(stream)
+            streams[stream.name] = streams.get(stream.name, 0) + size
+    return CacheBytes(streams)
+
+
+def cache_bytes_per_token(
+    cfg: ModelConfig, element_bytes: int = 2, *, draft: bool = False, row_bytes: RowBytes | None = None
+) -> int:
     """Total of `cache_bytes`."""
-    return cache_bytes(cfg, element_bytes, draft=draft).total
+    return cache_bytes(cfg, element_bytes, draft=draft, row_bytes=row_bytes).total
 
 
 @dataclass(frozen=True, kw_only=True)

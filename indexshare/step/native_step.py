@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from indexshare.adapt.quantized import QuantExperts, QuantLinear, QuantUp, is_quantized
 from indexshare.cache.paged import PagedCache, PagedView
 from indexshare.cache.view import BatchView
+from indexshare.config.layers import INDEX_KEYS
+from indexshare.config.mla import LATENTS
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.indexer import KEY_NORM_EPS, Indexer
 from indexshare.model.layer import DecoderLayer
@@ -68,6 +70,8 @@ class NativeStep:
             return "not on the CPU"
         if not structs.supported_dtype(weight.dtype) or cache.dtype != weight.dtype:
             return f"dtypes {weight.dtype}, {cache.dtype}"
+        if not cache.is_plain:
+            return "a cache with a codec"
         if weight.dtype == torch.bfloat16 and (config.latent_dim % 2 or config.index_head_dim % 2):
             return "odd width in bfloat16"
         return None
@@ -132,8 +136,10 @@ class NativeStep:
         if self._cache is None or self._cache() is not cache:
             plan, layers = self.model.plan, range(self.model.config.num_hidden_layers)
             self._pools = (
-                structs.pointers([cache.latent_pool(layer) for layer in layers]),
-                structs.pointers([cache.index_key_pool(layer) if plan.is_full(layer) else None for layer in layers]),
+                structs.pointers([cache.pool(layer, LATENTS).stored for layer in layers]),
+                structs.pointers(
+                    [cache.pool(layer, INDEX_KEYS).stored if plan.is_full(layer) else None for layer in layers]
+                ),
             )
             self._cache = ref(cache)
         return self._pools

@@ -12,6 +12,8 @@ from indexshare import GlmMoeDsa, load_model, save_model
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import InFlightView
 from indexshare.checkpoint.tensor_files import SINGLE_FILE
+from indexshare.config.layers import INDEX_KEYS
+from indexshare.config.mla import LATENTS
 from indexshare.model.mtp import DraftState
 from tests.parity.mtp_reference import NaiveDraftLayer
 from tests.tolerance import TOL
@@ -85,18 +87,18 @@ def drafted(model: GlmMoeDsa, tokens: torch.Tensor, hidden: torch.Tensor, anchor
     cache = PagedCache(model.config, num_blocks=8, block_size=8, dtype=hidden.dtype, draft=True)
     table = [5, 0, 7, 2, 3]
     layer, rows = model.config.num_hidden_layers, anchor + 1
-    for pool in (cache.latent_pool(layer), cache.index_key_pool(layer)):
+    for pool in (cache.pool(layer, LATENTS).stored, cache.pool(layer, INDEX_KEYS).stored):
         pool.fill_(float("nan"))
     first = model.mtp(embeddings_of(model, tokens, 1, rows), hidden[:rows], cache.view([table], [(0, rows)]))
     state = first.at(torch.tensor([anchor]))
     results = [state.hidden]
     view = cache.view([table], [(anchor, 1)])
     for step in range(2, STEPS + 1):
-        before = cache.latent_pool(layer).clone(), cache.index_key_pool(layer).clone()
+        before = cache.pool(layer, LATENTS).stored.clone(), cache.pool(layer, INDEX_KEYS).stored.clone()
         token = tokens[anchor + step : anchor + step + 1]
         state = model.mtp.step(model.embed_tokens(token), state, view, step)
         results.append(state.hidden)
-        after = cache.latent_pool(layer), cache.index_key_pool(layer)
+        after = cache.pool(layer, LATENTS).stored, cache.pool(layer, INDEX_KEYS).stored
         # Later steps write nothing: the same bits, NaN included.
         assert all(torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in zip(before, after, strict=True))
     return results

@@ -7,6 +7,8 @@ from indexshare.cache.blocks import BlockTable
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import InFlightView
 from indexshare.config import preset
+from indexshare.config.layers import INDEX_KEYS
+from indexshare.config.mla import LATENTS
 from indexshare.planner.memory import cache_bytes_per_token
 
 CONFIG = preset("tiny")
@@ -25,16 +27,16 @@ def test_only_full_layers_and_the_draft_layer_have_index_keys() -> None:
     cache, with_draft = PagedCache(CONFIG, 2), PagedCache(CONFIG, 2, draft=True)
     full = set(CONFIG.share_plan.full_layers)
     for layer in range(DRAFT):
-        assert cache.latent_pool(layer).shape == (128, CONFIG.latent_dim)
+        assert cache.pool(layer, LATENTS).stored.shape == (128, CONFIG.latent_dim)
         if layer in full:
-            assert cache.index_key_pool(layer).shape == (128, CONFIG.index_head_dim)
+            assert cache.pool(layer, INDEX_KEYS).stored.shape == (128, CONFIG.index_head_dim)
         else:
             with pytest.raises(ValueError, match=f"layer {layer} keeps no index keys"):
-                cache.index_key_pool(layer)
+                cache.pool(layer, INDEX_KEYS)
     with pytest.raises(ValueError, match=f"layer {DRAFT} keeps no latents"):
-        cache.latent_pool(DRAFT)
-    assert with_draft.latent_pool(DRAFT).shape == (128, CONFIG.latent_dim)
-    assert with_draft.index_key_pool(DRAFT).shape == (128, CONFIG.index_head_dim)
+        cache.pool(DRAFT, LATENTS)
+    assert with_draft.pool(DRAFT, LATENTS).stored.shape == (128, CONFIG.latent_dim)
+    assert with_draft.pool(DRAFT, INDEX_KEYS).stored.shape == (128, CONFIG.index_head_dim)
 
 
 @pytest.mark.parametrize("tables", [[[2, 3, 4], [0, 1, 5]], [[4, 0, 2], [1, 3]], [[0, 1, 2], [3, 4, 5]]])
@@ -46,8 +48,8 @@ def test_two_steps_read_back_what_was_written(tables: list[list[int]], poisoned_
         view = cache.view(kept, list(zip(past, lengths, strict=True)))
         new = torch.randn(sum(lengths), CONFIG.latent_dim)
         keys = torch.randn(sum(lengths), CONFIG.index_head_dim)
-        view.write_latents(1, new)
-        view.write_index_keys(0, keys)
+        view.write(1, LATENTS, new)
+        view.write(0, INDEX_KEYS, keys)
         flat = [p for begin, n in zip(past, lengths, strict=True) for p in range(begin, begin + n)]
         assert view.positions.tolist() == flat
         for i, span in enumerate(view.spans):
@@ -55,17 +57,17 @@ def test_two_steps_read_back_what_was_written(tables: list[list[int]], poisoned_
             rows[i].append((new[part], keys[part]))
             past[i] += lengths[i]
             latents = torch.cat([r[0] for r in rows[i]])
-            assert torch.equal(view.latents(1, i), latents)
-            assert torch.equal(view.index_keys(0, i), torch.cat([r[1] for r in rows[i]]))
+            assert torch.equal(view.read(1, LATENTS, i), latents)
+            assert torch.equal(view.read(0, INDEX_KEYS, i), torch.cat([r[1] for r in rows[i]]))
             wanted = torch.tensor([[0, past[i] - 1], [past[i] // 2, 1]])
-            assert torch.equal(view.pool(1)[view.slots(i, wanted)], latents[wanted])
+            assert torch.equal(view.pool(1, LATENTS).stored[view.slots(i, wanted)], latents[wanted])
 
 
 def test_a_run_is_read_as_a_view_and_a_scattered_table_as_a_copy() -> None:
     cache = PagedCache(CONFIG, 6, 4)
     view = cache.view([[1, 2], [5, 0]], [(0, 8), (0, 8)])
-    base = cache.latent_pool(0)
-    run, copy = view.latents(0, 0), view.latents(0, 1)
+    base = cache.pool(0, LATENTS).stored
+    run, copy = view.read(0, LATENTS, 0), view.read(0, LATENTS, 1)
     assert run.data_ptr() == base[4:].data_ptr()
     assert not base.data_ptr() <= copy.data_ptr() < base.data_ptr() + base.nbytes
 
@@ -76,24 +78,25 @@ def test_agrees_with_the_in_flight_view() -> None:
     flight = InFlightView(lengths)
     x, k = torch.randn(8, CONFIG.latent_dim), torch.randn(8, CONFIG.index_head_dim)
     for view in (paged, flight):
-        view.write_latents(0, x)
-        view.write_index_keys(0, k)
+        view.write(0, LATENTS, x)
+        view.write(0, INDEX_KEYS, k)
     assert torch.equal(paged.positions, flight.positions)
     assert paged.spans == flight.spans
     assert paged.num_rows == flight.num_rows == 8
     for i in range(2):
-        assert torch.equal(paged.latents(0, i), flight.latents(0, i))
-        assert torch.equal(paged.index_keys(0, i), flight.index_keys(0, i))
+        assert torch.equal(paged.read(0, LATENTS, i), flight.read(0, LATENTS, i))
+        assert torch.equal(paged.read(0, INDEX_KEYS, i), flight.read(0, INDEX_KEYS, i))
         at = torch.arange(lengths[i])
-        assert torch.equal(paged.pool(0)[paged.slots(i, at)], flight.pool(0)[flight.slots(i, at)])
+        ours, theirs = paged.pool(0, LATENTS).stored, flight.pool(0, LATENTS).stored
+        assert torch.equal(ours[paged.slots(i, at)], theirs[flight.slots(i, at)])
 
 
 def test_rows_are_stored_in_the_cache_type() -> None:
     cache = PagedCache(CONFIG, 1, 4, torch.bfloat16)
     view = cache.view([[0]], [(0, 2)])
     x = torch.randn(2, CONFIG.latent_dim)
-    view.write_latents(0, x)
-    assert torch.equal(view.latents(0, 0), x.bfloat16())
+    view.write(0, LATENTS, x)
+    assert torch.equal(view.read(0, LATENTS, 0), x.bfloat16())
 
 
 def test_a_tables_tensor_grows_with_it_and_dies_with_it() -> None:
@@ -117,7 +120,7 @@ def test_memory_is_reserved_but_not_touched() -> None:
     before = resident()
     cache = PagedCache(CONFIG, 10_000)
     assert cache.nbytes > 300 << 20
-    cache.view([[0]], [(0, 1)]).write_latents(0, torch.zeros(1, CONFIG.latent_dim))
+    cache.view([[0]], [(0, 1)]).write(0, LATENTS, torch.zeros(1, CONFIG.latent_dim))
     assert resident() - before < 10_000  # pages of 4 KiB: under 40 MiB
 
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig, preset
+from indexshare.config.layers import INDEX_KEYS
+from indexshare.config.mla import LATENTS
 from indexshare.engine.core import Engine
 from indexshare.text.tokenizer import Tokenizer
 
@@ -30,12 +32,12 @@ class HashModel(nn.Module):
         self.rows_per_step.append(len(token_ids))
         x = token_ids[:, None].float().expand(-1, self.config.latent_dim)
         keys = view.positions[:, None].float().expand(-1, self.config.index_head_dim)
-        view.write_latents(0, x)
-        view.write_index_keys(0, keys)
+        view.write(0, LATENTS, x)
+        view.write(0, INDEX_KEYS, keys)
         hidden = []
         for i, span in enumerate(view.spans):
-            assert torch.equal(view.index_keys(0, i)[:, 0], torch.arange(float(span.total)))
-            past = view.latents(0, i)[:, 0].long()
+            assert torch.equal(view.read(0, INDEX_KEYS, i)[:, 0], torch.arange(float(span.total)))
+            past = view.read(0, LATENTS, i)[:, 0].long()
             weights = (torch.arange(span.total) * 7919 + 13) % 10007
             hidden.append(((past + 1) * weights).cumsum(0)[span.past :])
         return torch.cat(hidden)[:, None]
@@ -71,7 +73,7 @@ class BrokenModel(HashModel):
         hidden = super().trunk(token_ids, view)
         if self.failure is not None:
             raise self.failure()
-        bad = [bool((view.latents(0, i)[:, 0] == 99).any()) for i in range(len(view.spans))]
+        bad = [bool((view.read(0, LATENTS, i)[:, 0] == 99).any()) for i in range(len(view.spans))]
         rows = torch.cat([torch.full((s.length, 1), b) for s, b in zip(view.spans, bad, strict=True)])
         return torch.where(rows, torch.nan, hidden.double())
 

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from indexshare.config import preset
+from indexshare.config.layers import INDEX_KEYS
+from indexshare.config.mla import LATENTS
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.planner.memory import cache_bytes, count_parameters
 
@@ -28,6 +30,6 @@ def test_counts_equal_the_module(name: str) -> None:
 
 def test_cache_bytes_of_glm_52() -> None:
     per_token = cache_bytes(preset("glm-5.2"), 2)
-    assert per_token.latents == 78 * 576 * 2
-    assert per_token.index_keys == 21 * 128 * 2
+    assert per_token.streams[LATENTS] == 78 * 576 * 2
+    assert per_token.streams[INDEX_KEYS] == 21 * 128 * 2
     assert cache_bytes(preset("glm-5.2"), 2, draft=True).total == 79 * 1152 + 22 * 256

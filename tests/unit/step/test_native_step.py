@@ -62,6 +62,10 @@ def random_model(config: ModelConfig, seed: int) -> GlmMoeDsa:
     return model
 
 
+def stored_rows(cache: PagedCache) -> list[torch.Tensor]:
+    return [pool.stored for pool in cache.pools.values()]
+
+
 class Twins:
     """A model on two caches with the same past: one for the native step, one for the torch path."""
 
@@ -70,7 +74,7 @@ class Twins:
         dtype, per = model.embed_tokens.weight.dtype, [-(-(n + steps) // block_size) for n in lengths]
         self.caches = [PagedCache(model.config, sum(per) + 2, block_size, dtype) for _ in range(2)]
         for cache in self.caches:  # what was never written must not be read
-            for pool in [*cache._latents.values(), *cache._index_keys.values()]:
+            for pool in stored_rows(cache):
                 pool.fill_(torch.nan)
         blocks = random.Random(len(lengths)).sample(range(sum(per) + 2), sum(per))
         self.tables = [[blocks.pop() for _ in range(n)] for n in per]
@@ -95,11 +99,9 @@ class Twins:
 
     def check_caches(self, **bounds: float) -> None:
         """What the steps wrote, and that they wrote nothing else."""
-        for pools in ("_latents", "_index_keys"):
-            for layer, pool in getattr(self.caches[0], pools).items():
-                other = getattr(self.caches[1], pools)[layer]
-                assert torch.equal(pool.isnan(), other.isnan())
-                torch.testing.assert_close(pool, other, equal_nan=True, **bounds)
+        for pool, other in zip(*map(stored_rows, self.caches), strict=True):
+            assert torch.equal(pool.isnan(), other.isnan())
+            torch.testing.assert_close(pool, other, equal_nan=True, **bounds)
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -202,7 +204,7 @@ def long_model(dtype: torch.dtype, weights: str | None) -> GlmMoeDsa:
 def test_threads_and_company_do_not_change_a_bit(dtype: torch.dtype, weights: str | None) -> None:
     native_step, lengths = NativeStep(long_model(dtype, weights)), [3000, 7, 299, 1500, 40]
     ids, cache = torch.randint(256, (5,)).tolist(), PagedCache(native_step.model.config, 80, 64, dtype)
-    for pool in [*cache._latents.values(), *cache._index_keys.values()]:
+    for pool in stored_rows(cache):
         pool.normal_()
     tables = [torch.arange(r, 80, 5).tolist() * 4 for r in range(5)]
 
@@ -316,7 +318,7 @@ def test_where_the_step_does_not_apply() -> None:
 def test_bad_input_is_refused_and_writes_nothing() -> None:
     model = random_model(preset("tiny").replace(max_position_embeddings=20), 7)
     cache, step = PagedCache(model.config, 4, 8), NativeStep(model)
-    for pool in cache._latents.values():
+    for pool in stored_rows(cache):
         pool.fill_(0)
     with torch.inference_mode():
         with pytest.raises(ValueError, match=r"token id 256 is outside the vocabulary 0\.\.255"):
@@ -325,7 +327,7 @@ def test_bad_input_is_refused_and_writes_nothing() -> None:
             step([3], cache.view([[0], [1]], [(0, 1), (0, 1)]))
         with pytest.raises(ValueError, match="21 tokens, the model's context is 20"):
             step([3], cache.view([[0, 1, 2]], [(20, 1)]))
-        assert not any(pool.any() for pool in cache._latents.values())
+        assert not any(pool.any() for pool in stored_rows(cache))
         model.layers[0].self_attn.o_proj.weight = torch.nn.Parameter(torch.zeros(24, 32).t())
         for _ in range(2):  # the decoder of before is not taken instead
             with pytest.raises(ValueError, match="make it contiguous"):
