@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,14 @@ def save_checkpoint(directory: str | Path, state: dict[str, Any]) -> Path:
     return final
 
 
-def load_checkpoint(directory: str | Path) -> dict[str, Any] | None:
+def load_checkpoint(directory: str | Path, say: Callable[[str], None] = lambda _: None) -> dict[str, Any] | None:
     """The newest readable checkpoint of a run, or None when there is none.
 
     A damaged newest one is renamed, so that the next checkpoint does not take the place of the one that could be read.
+
+    Args:
+        directory: the run's folder.
+        say: told of a damaged checkpoint that was put aside, in a line for people.
 
     Raises:
         ValueError: checkpoints are there, but none can be read.
@@ -64,6 +69,7 @@ def load_checkpoint(directory: str | Path) -> dict[str, Any] | None:
             continue
         if broken:
             os.replace(Path(directory) / NAME, Path(directory) / DAMAGED)
+            say(f"{broken[0]}; put aside as {DAMAGED}, and the one before it is used")
         return state
     if broken:
         raise ValueError(

@@ -55,7 +55,7 @@ def run(
     trainer = Trainer(recipe, directory, data, device, workers)
     reporter = Reporter(directory, trainer.step, tensorboard=tensorboard, quiet=quiet)
     try:
-        for line in (f"{recipe.name}: {describe_data(data)}", *data.notes):
+        for line in (f"{recipe.name}: {describe_data(data)}", *data.notes, *trainer.notes):
             reporter.say(line)
         if trainer.finished:
             reporter.say(f"finished before, at step {trainer.step}; the model is written again")

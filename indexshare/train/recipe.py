@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
-from indexshare.config.shipped import CONFIG_FILE
+from indexshare.config.shipped import CONFIG_FILE, shipped_models
 from indexshare.data.corpus import TokenCorpus
 from indexshare.data.packages import TrainingText
 from indexshare.data.sources import LookupTasks, Mixture, PackedText, RenamedText, RetrievalTasks, Source
@@ -32,8 +32,8 @@ class Recipe:
         text: the training text.
         stages: in order; names are unique.
         seed: of the initial weights and of all data order.
-        start: model directory whose weights and tokenizer the run begins with; None begins from random weights. Where
-            its layers are Shared, each gets a copy of the indexer that served it.
+        start: model directory, or the name of a shipped model, whose weights and tokenizer the run begins with; None
+            begins from random weights. Where its layers are Shared, each gets a copy of the indexer that served it.
         ancestor: recipe file whose run writes `start`; `indexshare train` runs it first where nothing is there.
         stages_before: how many stages of another run came before these; batches and rotary positions are then those
             of that run's next stages.
@@ -188,22 +188,26 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
 
 def missing_ancestor(recipe: Recipe) -> str | Path | None:
     """The recipe file to run first: that of the model this run starts from, unless the model is there."""
-    if recipe.start is None or (Path(recipe.start) / CONFIG_FILE).is_file():
-        return None
-    return recipe.ancestor
+    return None if recipe.start is None or _model_at(recipe.start) is not None else recipe.ancestor
 
 
 def start_directory(recipe: Recipe) -> Path:
     """Where the run begins; ValueError says which recipe makes it."""
     assert recipe.start is not None
-    directory = Path(recipe.start)
-    if not (directory / CONFIG_FILE).is_file():
+    directory = _model_at(recipe.start)
+    if directory is None:
         maker = "the recipe that makes it" if recipe.ancestor is None else f"`indexshare train {recipe.ancestor}`"
         raise ValueError(
-            f"recipe {recipe.name!r} starts from {directory}, where there is no model; run {maker} first, in the same "
-            "folder"
+            f"recipe {recipe.name!r} starts from {recipe.start}, where there is no model; run {maker} first, in the "
+            f"same folder, or start from a shipped model ({', '.join(shipped_models())})"
         )
     return directory
+
+
+def _model_at(start: str) -> Path | None:
+    """The folder of a shipped model or of a model directory (`~` for the home folder); None if there is none."""
+    directory = shipped_models().get(start, Path(start).expanduser())
+    return directory if (directory / CONFIG_FILE).is_file() else None
 
 
 def _notes(split: Split) -> list[str]:

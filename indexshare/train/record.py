@@ -6,7 +6,6 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from indexshare.checkpoint.save import save_model
 from indexshare.text.files import plural
@@ -36,19 +35,11 @@ def export(trainer: Trainer, directory: Path) -> Path:
         "seed": trainer.recipe.seed,
         "steps": trainer.step,
         "tokens": trainer.tokens,
-        "start": trainer.recipe.start,
-        "ancestor": _training_record(trainer.recipe.start),
-        "stages": [asdict(stage) for stage in trainer.recipe.stages[: trainer.stage_index + 1]],
-        "text": asdict(trainer.recipe.text),
+        **trainer.history.record(),
+        "text": asdict(trainer.recipe.text.absolute()),
         "data": trainer.data.summary,
     }
     temporary = directory / "training.json.tmp"
     temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     os.replace(temporary, directory / "training.json")
     return directory
-
-
-def _training_record(start: str | None) -> dict[str, Any] | None:
-    """What `training.json` says of the model in a directory, if there is one."""
-    file = None if start is None else Path(start) / "training.json"
-    return None if file is None or not file.is_file() else json.loads(file.read_text(encoding="utf-8"))

@@ -15,8 +15,9 @@ from indexshare.data.sources import Mixture, stretched_positions
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
 from indexshare.train.evaluate import held_out_bits_per_byte
+from indexshare.train.history import History
 from indexshare.train.optim import MixedOptimizer, is_indexer
-from indexshare.train.recipe import PreparedData, Recipe
+from indexshare.train.recipe import PreparedData, Recipe, start_directory
 from indexshare.train.stages import Stage
 from indexshare.train.steps import Workers, train_batch
 
@@ -40,9 +41,13 @@ class Trainer:
         self.recipe, self.directory, self.data, self.device = recipe, directory, data, device
         self.stage_index, self.stage_step, self.step, self.tokens = 0, 0, 0, 0
         self._workers = Workers(workers)
+        self.notes: list[str] = []  # about what was found in the folder, for people
+        self.saved_step: int | None = None  # of the newest checkpoint
         torch.manual_seed(recipe.seed)
-        saved = load_checkpoint(directory)
+        saved = load_checkpoint(directory, self.notes.append)
         if saved is None:
+            self.history = History.begin(recipe)
+            self.history.enter(self.stage)
             self._enter_stage(self._starting_weights())
         else:
             self._restore(saved)
@@ -51,7 +56,7 @@ class Trainer:
         """Those of the model that the recipe starts from, with an indexer in every layer; None for random ones."""
         if self.recipe.start is None:
             return None
-        model = load_model(self.recipe.start, dtype=self.recipe.dtype, device=self.device)
+        model = load_model(start_directory(self.recipe), dtype=self.recipe.dtype, device=self.device)
         return every_indexer(model.state_dict(), model.config.share_plan)
 
     @property
@@ -74,6 +79,7 @@ class Trainer:
         """One update; its metrics. Enters the next stage first when this one is done."""
         if self.stage_step >= self.stage.steps:
             self.stage_index, self.stage_step = self.stage_index + 1, 0
+            self.history.enter(self.stage)
             self._enter_stage(self.model.state_dict())
         stage = self.stage
         batch = self.mixture.batch(stage.rows, stage.sequence_length).to(self.device)
@@ -84,13 +90,22 @@ class Trainer:
         if bad:  # before the update, so that no checkpoint can hold what follows from it
             raise FloatingPointError(
                 f"{', '.join(bad)} at step {self.step + 1} (update {self.stage_step + 1} of stage {stage.name!r}); "
-                f"the last good checkpoint is kept in {self.directory}: lower the learning rate and resume"
+                + self._way_back()
             )
         factor = stage.schedule.factor(self.stage_step, stage.steps)
         self.optimizer.step(factor)
         self.stage_step, self.step = self.stage_step + 1, self.step + 1
         self.tokens += stage.batch_tokens
         return metrics | {"lr_factor": factor}
+
+    def _way_back(self) -> str:
+        """What is left to go on from after an update that failed."""
+        if self.saved_step is None:
+            return "no checkpoint had been written yet: lower the learning rate and start again"
+        return (
+            f"the last good checkpoint is kept in {self.directory}, of step {self.saved_step}: lower the learning rate "
+            "and resume"
+        )
 
     def _positions(self, stage: Stage) -> Tensor | None:
         """Stretched rotary positions of this update's rows, where the stage has them."""
@@ -128,8 +143,10 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "data": self.mixture.state(),
             "rng": torch.get_rng_state(),
+            "history": self.history.state(),
         }
         save_checkpoint(self.directory, state)
+        self.saved_step = self.step
 
     def _sizes(self) -> list[list[str | int]]:
         """Name, tokens, row length, update and layers of every stage begun: a resumed run must have the same."""
@@ -164,7 +181,11 @@ class Trainer:
                     "recipe, or use another folder (stages that have not begun may change)"
                 )
         self.stage_step, self.step, self.tokens = position["stage_step"], position["step"], position["tokens"]
+        self.saved_step = self.step
         self._enter_stage(saved["model"])
+        begun = self.stage_index + 1
+        self.history = History(saved["history"]) if "history" in saved else History.assumed(self.recipe, begun)
+        self.notes += self.history.resume(self.recipe, self.stage_step, self.directory)
         self.optimizer.load_state_dict(saved["optimizer"])
         self.mixture.restore(saved["data"])
         torch.set_rng_state(saved["rng"])

@@ -9,9 +9,10 @@ import pytest
 
 from indexshare import load_model
 from indexshare.config import ModelConfig, SharePlan
+from indexshare.config.shipped import shipped_models
 from indexshare.planner.memory import count_parameters
 from indexshare.train.loop import run
-from indexshare.train.recipe import Recipe, load_recipe
+from indexshare.train.recipe import Recipe, load_recipe, missing_ancestor, start_directory
 from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -72,6 +73,19 @@ def test_tiny_runs_from_end_to_end(tmp_path: Path) -> None:
     folder = run(recipe, tmp_path, quiet=True)
     assert folder is not None
     assert load_model(folder).plan == recipe.model.share_plan
+
+
+def test_a_shipped_model_is_a_start(make_recipe: Callable[..., Recipe], monkeypatch: Any, tmp_path: Path) -> None:
+    recipe = make_recipe(start="pico", ancestor="recipes/pico.py")
+    assert missing_ancestor(recipe) is None and start_directory(recipe) == shipped_models()["pico"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert start_directory(make_recipe(start="~/mine")) == tmp_path / "mine"
+    nothing = make_recipe(start="pica", ancestor="recipes/pico.py")
+    assert missing_ancestor(nothing) == "recipes/pico.py"
+    with pytest.raises(ValueError, match=r"starts from pica, where .*or start from a shipped model \(nano, pico\)"):
+        start_directory(nothing)
 
 
 def test_a_part_of_a_run() -> None:
