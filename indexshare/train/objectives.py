@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from indexshare.data.batch import IGNORE
 from indexshare.ops.elementwise import wide
 
-IGNORE = -100
 _CHUNK_BYTES = 8 << 20  # of float32 logits held at once
 
 
@@ -96,22 +96,6 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
-
-
-def shifted_targets(tokens: Tensor, shift: int) -> Tensor:
-    """Target of each input position `shift` tokens ahead; IGNORE where the batch has no such token.
-
-    Args:
-        tokens: int64 [B, S + 1], a batch with one token beyond the inputs.
-        shift: 1 for the next token.
-
-    Returns:
-        int64 [B * S].
-    """
-    rows, length = tokens.shape[0], tokens.shape[1] - 1
-    targets = tokens.new_full((rows, length), IGNORE)
-    targets[:, : length + 1 - shift] = tokens[:, shift:]
-    return targets.reshape(-1)
 
 
 def update_expert_bias(bias: Tensor, load: Tensor, rate: float) -> None:

@@ -13,13 +13,11 @@ from indexshare.config.share_plan import SharePlan
 from indexshare.config.shipped import CONFIG_FILE, shipped_models
 from indexshare.data.corpus import TokenCorpus
 from indexshare.data.packages import TrainingText
-from indexshare.data.sources import LookupTasks, Mixture, PackedText, RenamedText, RetrievalTasks, Source
+from indexshare.data.sources import Material, Mixture, make_source, source_names, weight_of
 from indexshare.data.splitting import Document, Split
 from indexshare.text.files import describe_skipped
 from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.stages import Stage
-
-SOURCES = ("text", "renamed", "retrieval", "lookup")  # what a stage's mixture may name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +91,12 @@ class Recipe:
             raise ValueError(
                 f"{where} has rows over {reach} positions; the model's context is {self.model.max_position_embeddings}"
             )
-        unknown = sorted(set(stage.mixture) - set(SOURCES))
-        weights = stage.mixture.values()
+        unknown = sorted(set(stage.mixture) - set(source_names()))
+        weights = stage.weights.values()
         if unknown or min(weights, default=0.0) < 0 or sum(weights) <= 0:
             raise ValueError(
-                f"{where} has the mixture {stage.mixture}; expected weights of {SOURCES}, none negative, one positive"
+                f"{where} has the mixture {stage.mixture}; expected weights of {source_names()}, none negative, one "
+                "positive"
             )
         if stage.mtp_weight > 0 and not self.model.num_nextn_predict_layers:
             raise ValueError(f"{where} trains the draft layer, which the model lacks; set mtp_weight to 0")
@@ -128,16 +127,15 @@ class PreparedData:
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)  # about the text, for people
 
+    @property
+    def material(self) -> Material:
+        """What sources make rows from."""
+        return Material(corpus=self.train, tokenizer=self.tokenizer)
+
     def mixture(self, stage: Stage, seed: int) -> Mixture:
         """The stage's stream of batches."""
-        sources: dict[str, Source] = {
-            "text": PackedText(self.train, seed=seed),
-            "renamed": RenamedText(self.train, self.tokenizer, seed=seed + 2),
-            "retrieval": RetrievalTasks(self.tokenizer, seed=seed + 1),
-            "lookup": LookupTasks(self.tokenizer, seed=seed + 1),
-        }
-        assert set(sources) == set(SOURCES)
-        return Mixture({name: sources[name] for name in stage.mixture}, stage.mixture, seed=seed)
+        sources = {name: make_source(name, use, self.material, seed) for name, use in stage.mixture.items()}
+        return Mixture(sources, stage.weights, seed=seed)
 
 
 def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
@@ -167,14 +165,11 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
             "it belongs to another run: use another folder"
         )
     train = TokenCorpus.build(split.train, tokenizer, folder / "train.bin")
+    material = Material(corpus=train, tokenizer=tokenizer)
     for stage in recipe.stages:
-        texts: dict[str, PackedText | RenamedText] = {
-            "text": PackedText(train, seed=0),
-            "renamed": RenamedText(train, tokenizer, seed=0),
-        }
-        for name, source in texts.items():
-            if stage.mixture.get(name):
-                source.check_length(stage.sequence_length + 1)
+        for name, use in stage.mixture.items():
+            if weight_of(use):
+                make_source(name, use, material, recipe.seed).check_length(stage.sequence_length + 1)
     held_out = TokenCorpus.build(split.held_out, tokenizer, folder / "held_out.bin")
     return PreparedData(
         tokenizer=tokenizer,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 from indexshare.config.share_plan import SharePlan
+from indexshare.data.sources import Draw, weight_of
 from indexshare.train.optim import OptimConfig, Schedule
 
 Attention = Literal["full", "sparse"]
@@ -24,8 +26,9 @@ class Stage:
         sequence_length: input tokens per row.
         batch_tokens: input tokens per update.
         micro_tokens: most input tokens per forward pass; smaller costs time, larger memory.
-        mixture: source name -> weight (`text`, `renamed` text, and the generated `retrieval` and `lookup`).
-        position_reach: most positions a row is spread over (`data.stretched_positions`); 0 leaves them 0, 1, 2, ...
+        mixture: source name -> weight (`text`, `renamed` text, the generated `retrieval` and `lookup`, and what else is
+            registered in `data.sources`), or a `Draw` where a source takes settings.
+        position_reach: most positions a row is spread over (`data.positions`); 0 leaves them 0, 1, 2, ...
         attention: `full` attends to all earlier tokens; `sparse` to each layer's selection.
         trains: `all` parameters, or the `indexer` alone.
         indexer_loss: KL of indexers to attention over `all` earlier tokens, over the `selected` ones, or `none`.
@@ -49,7 +52,7 @@ class Stage:
     sequence_length: int
     batch_tokens: int
     micro_tokens: int = 8192
-    mixture: dict[str, float] = field(default_factory=lambda: {"text": 0.95, "retrieval": 0.05})
+    mixture: Mapping[str, float | Draw] = field(default_factory=lambda: {"text": 0.95, "retrieval": 0.05})
     position_reach: int = 0
     attention: Attention = "full"
     trains: Trains = "all"
@@ -106,6 +109,11 @@ class Stage:
             raise ValueError(f"stage {self.name!r}: layers beside a plan; leave one out, sharing needs the whole trunk")
         if self.trains == "indexer" and self.indexer_loss == "none":
             raise ValueError(f"stage {self.name!r} trains the indexer alone but has no indexer loss")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each source."""
+        return {name: weight_of(use) for name, use in self.mixture.items()}
 
     @property
     def rows(self) -> int:

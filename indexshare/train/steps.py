@@ -14,11 +14,12 @@ from torch import Tensor
 
 from indexshare import ops
 from indexshare.cache.view import InFlightView
+from indexshare.data.batch import Batch
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.moe import MoE
 from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
 from indexshare.model.selection import FULL_ATTENTION, dense_rows
-from indexshare.train.objectives import next_token_loss, shifted_targets, update_expert_bias
+from indexshare.train.objectives import next_token_loss, update_expert_bias
 from indexshare.train.optim import MixedOptimizer
 from indexshare.train.stages import Stage
 
@@ -91,7 +92,7 @@ class TrainingObserver(Observer):
 
 
 def draft_losses(
-    model: GlmMoeDsa, tokens: Tensor, hidden: Tensor, view: InFlightView, steps: int, *, below: int, observer: Observer
+    model: GlmMoeDsa, batch: Batch, hidden: Tensor, view: InFlightView, steps: int, *, below: int, observer: Observer
 ) -> list[Tensor]:
     """Cross-entropy of each draft step, summed over positions, of one micro-batch.
 
@@ -100,7 +101,7 @@ def draft_losses(
     learns. (A total-variation loss against the trunk's own distribution would take this function's place.)
 
     Args:
-        tokens: int64 [B, S + 1]; hidden: [B * S, H] from the trunk; view: the trunk's.
+        batch: the rows; hidden: [B * S, H] from the trunk; view: the trunk's.
         steps: draft steps.
         below: as in `model.trunk`.
         observer: as in `model.trunk`.
@@ -110,13 +111,12 @@ def draft_losses(
     table, head = model.embed_tokens.weight.detach(), model.lm_head.weight.detach()
     losses, state = [], None
     for step in range(1, steps + 1):
-        ahead = shifted_targets(tokens, step).clamp(min=0)  # beyond the end: any token, its target is ignored
-        embeddings = torch.nn.functional.embedding(ahead, table)
+        embeddings = torch.nn.functional.embedding(batch.ahead(step), table)  # beyond the end: any, it has no target
         if state is None:
             state = model.mtp(embeddings, hidden.detach(), view, full_attention_below=below, observer=observer)
         else:
             state = model.mtp.step(embeddings, state, view, step)
-        losses.append(next_token_loss(state.hidden, head, shifted_targets(tokens, step + 1), count=1))
+        losses.append(next_token_loss(state.hidden, head, batch.targets(step + 1), count=1))
     return losses
 
 
@@ -156,20 +156,18 @@ def train_batch(
     model: GlmMoeDsa,
     optimizer: MixedOptimizer,
     stage: Stage,
-    batch: Tensor,
+    batch: Batch,
     stage_step: int,
     workers: Workers | None = None,
-    positions: Tensor | None = None,
 ) -> dict[str, float]:
     """Gradients of one update, summed in the optimizer's masters, and the experts' bias update.
 
     Args:
         model: in training mode; optimizer: over its trainable parameters.
         stage: losses and their weights.
-        batch: int64 [B, S + 1].
+        batch: the rows of the update.
         stage_step: updates made in the stage so far.
         workers: run micro-batches side by side.
-        positions: int64 [B, S], rotary positions in place of 0, 1, 2, ... in each row.
 
     Returns:
         `loss` (what the stage optimises first: next-token, or the indexers' in a warm-up), and where they apply
@@ -178,11 +176,10 @@ def train_batch(
     sums: dict[str, float] = defaultdict(float)
     loads: dict[int, Tensor] = {}
     drafts = stage.trains_draft(stage_step)
-    job = partial(_micro_batch, model, optimizer.parameters, stage, batch.shape[0], drafts)
+    job = partial(_micro_batch, model, optimizer.parameters, stage, batch, drafts)
     workers = workers or Workers(1)
-    rows = min(stage.micro_rows, -(-batch.shape[0] // workers.count))  # no worker stays idle
-    places = [None] * -(-batch.shape[0] // rows) if positions is None else positions.split(rows)
-    for share in workers.map(job, list(zip(batch.split(rows), places, strict=True))):
+    rows = min(stage.micro_rows, -(-batch.rows // workers.count))  # no worker stays idle
+    for share in workers.map(job, batch.split(rows)):
         optimizer.accumulate(share.grads)
         for key, value in share.sums.items():
             sums[key] += value
@@ -201,35 +198,33 @@ def _micro_batch(
     model: GlmMoeDsa,
     parameters: list[Tensor],
     stage: Stage,
-    batch_rows: int,
+    whole: Batch,
     drafts: bool,
-    part: tuple[Tensor, Tensor | None],
+    batch: Batch,
 ) -> _Share:
     """Forward and backward of one micro-batch: its share of each mean over the batch, and of the gradient."""
-    tokens, positions = part
-    rows, length = tokens.shape[0], tokens.shape[1] - 1
     sums: dict[str, float] = {}
     terms = []
     observer = TrainingObserver(stage, model.config.n_routed_experts)
-    rotary = None if positions is None else positions.reshape(-1)
-    view = InFlightView([length] * rows, tokens.device, rotary_positions=rotary)
+    rotary = None if batch.positions is None else batch.positions.reshape(-1)
+    view = InFlightView([batch.length] * batch.rows, batch.tokens.device, rotary_positions=rotary)
     below = FULL_ATTENTION if stage.attention == "full" else 0
-    hidden = model.trunk(tokens[:, :-1].reshape(-1), view, full_attention_below=below, observer=observer)
+    hidden = model.trunk(batch.inputs, view, full_attention_below=below, observer=observer)
     if stage.trains == "all":
-        loss = next_token_loss(hidden, model.lm_head.weight, shifted_targets(tokens, 1), count=batch_rows * length)
+        loss = next_token_loss(hidden, model.lm_head.weight, batch.targets(), count=whole.count())
         sums["loss"] = float(loss.detach())
         terms.append(loss)
     if drafts or (stage.trains == "indexer" and model.mtp is not None):
         steps = stage.mtp_steps if drafts else 1
-        parts = draft_losses(model, tokens, hidden, view, steps, below=below, observer=observer)
+        parts = draft_losses(model, batch, hidden, view, steps, below=below, observer=observer)
         if drafts:
-            means = [part / (batch_rows * (length - j)) for j, part in enumerate(parts, start=1)]
+            means = [part / whole.count(j + 1) for j, part in enumerate(parts, start=1)]
             draft = torch.stack(means).mean()
             sums["draft_loss"] = float(draft.detach())
             terms.append(stage.mtp_weight * draft)
     if observer.indexer_loss is not None:
-        layers = observer.indexer_rows / (rows * length)
-        indexer = observer.indexer_loss / (layers * batch_rows * length)
+        layers = observer.indexer_rows / len(hidden)
+        indexer = observer.indexer_loss / (layers * whole.rows * whole.length)
         sums["indexer_loss"] = float(indexer.detach())
         terms.append(stage.indexer_weight * indexer)
     grads = torch.autograd.grad(torch.stack(terms).sum(), parameters, allow_unused=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from indexshare.checkpoint.load import load_model
 from indexshare.checkpoint.surgery import every_indexer
-from indexshare.data.sources import Mixture, stretched_positions
+from indexshare.data.batch import Batch
+from indexshare.data.positions import stretched_positions
+from indexshare.data.sources import Mixture
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
 from indexshare.train.evaluate import held_out_bits_per_byte
@@ -82,9 +85,7 @@ class Trainer:
             self.history.enter(self.stage)
             self._enter_stage(self.model.state_dict())
         stage = self.stage
-        batch = self.mixture.batch(stage.rows, stage.sequence_length).to(self.device)
-        positions = self._positions(stage)
-        metrics = train_batch(self.model, self.optimizer, stage, batch, self.stage_step, self._workers, positions)
+        metrics = train_batch(self.model, self.optimizer, stage, self._batch(), self.stage_step, self._workers)
         metrics |= self.optimizer.clip()
         bad = [f"{name} {value}" for name, value in metrics.items() if not math.isfinite(value)]
         if bad:  # before the update, so that no checkpoint can hold what follows from it
@@ -107,13 +108,15 @@ class Trainer:
             "and resume"
         )
 
-    def _positions(self, stage: Stage) -> Tensor | None:
-        """Stretched rotary positions of this update's rows, where the stage has them."""
-        if not stage.position_reach:
-            return None
-        seed = (self.recipe.seed, self._data_stage, self.stage_step)
-        rows = stretched_positions(stage.rows, stage.sequence_length, stage.position_reach, seed=seed)
-        return rows.to(self.device)
+    def _batch(self) -> Batch:
+        """The rows of this update, with stretched rotary positions where the stage has them."""
+        stage = self.stage
+        batch = self.mixture.batch(stage.rows, stage.sequence_length)
+        if stage.position_reach:
+            seed = (self.recipe.seed, self._data_stage, self.stage_step)
+            positions = stretched_positions(stage.rows, stage.sequence_length, stage.position_reach, seed=seed)
+            batch = replace(batch, positions=positions)
+        return batch.to(self.device)
 
     def evaluate(self) -> float:
         """Bits per byte on held-out windows of the stage's length, attending as the stage does."""

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from indexshare.data import tasks
 from indexshare.data.corpus import TokenCorpus
-from indexshare.data.sources import Mixture, PackedText, RetrievalTasks, Source, stretched_positions
+from indexshare.data.positions import stretched_positions
+from indexshare.data.sources import Mixture, PackedText, RetrievalTasks, Source
 from indexshare.data.splitting import Document
 from indexshare.data.tasks import retrieval_text
 from indexshare.text.tokenizer import Tokenizer, train_bpe
@@ -141,24 +142,24 @@ def test_resume_gives_the_same_batches_from_every_position(corpus: TokenCorpus, 
     whole, states, batches = _mixture(corpus, tokenizer), [], []
     for _ in range(25):
         states.append(whole.state())
-        batches.append(whole.batch(3, 16))
+        batches.append(whole.batch(3, 16).tokens)
     assert states[-1]["text.epoch"] >= 1 and states[-1]["retrieval.index"] > 10
     for position, state in enumerate(states):
         resumed = _mixture(corpus, tokenizer)
         resumed.restore(dict(state))
         for wanted in batches[position : position + 3]:
-            assert torch.equal(resumed.batch(3, 16), wanted)
+            assert torch.equal(resumed.batch(3, 16).tokens, wanted)
     assert batches[0].dtype == torch.int64 and batches[0].shape == (3, 17)
-    assert not torch.equal(_mixture(corpus, tokenizer, seed=4).batch(3, 16), batches[0])
+    assert not torch.equal(_mixture(corpus, tokenizer, seed=4).batch(3, 16).tokens, batches[0])
 
 
 def test_restoring_into_a_used_stream_forgets_it(corpus: TokenCorpus, tokenizer: Tokenizer) -> None:
     mixture = _mixture(corpus, tokenizer)
-    state, first = mixture.state(), mixture.batch(4, 16)
+    state, first = mixture.state(), mixture.batch(4, 16).tokens
     for _ in range(20):
         mixture.batch(4, 16)
     mixture.restore(state)
-    assert torch.equal(mixture.batch(4, 16), first)
+    assert torch.equal(mixture.batch(4, 16).tokens, first)
 
 
 def test_rows_come_by_weight(tokenizer: Tokenizer) -> None:
@@ -176,7 +177,7 @@ def test_rows_come_by_weight(tokenizer: Tokenizer) -> None:
             assert state == {}
 
     mixture = Mixture({"a": Constant(0), "b": Constant(1), "c": Constant(2)}, {"a": 3, "b": 1, "c": 0}, seed=0)
-    rows = mixture.batch(2000, 4)[:, 0]
+    rows = mixture.batch(2000, 4).tokens[:, 0]
     assert 0.21 < (rows == 1).float().mean() < 0.29
     assert not (rows == 2).any()
 

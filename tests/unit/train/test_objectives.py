@@ -8,15 +8,14 @@ from torch import Tensor
 
 from indexshare.cache.view import InFlightView
 from indexshare.config import ModelConfig
+from indexshare.data.batch import IGNORE, Batch
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import Observer
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.train import objectives
 from indexshare.train.objectives import (
-    IGNORE,
     next_token_loss,
     next_token_loss_reference,
-    shifted_targets,
     token_losses,
     update_expert_bias,
 )
@@ -108,15 +107,6 @@ def test_losses_by_token_are_those_of_the_mean() -> None:
     assert token_losses(hidden[:0], weight, targets[:0]).shape == (0,)
 
 
-def test_targets_are_shifted_row_by_row() -> None:
-    tokens = torch.tensor([[1, 2, 3, 4], [5, 6, 7, 8]])  # three inputs and one more token per row
-    x = IGNORE
-    assert shifted_targets(tokens, 1).tolist() == [2, 3, 4, 6, 7, 8]
-    assert shifted_targets(tokens, 2).tolist() == [3, 4, x, 7, 8, x]
-    assert shifted_targets(tokens, 3).tolist() == [4, x, x, 8, x, x]
-    assert shifted_targets(tokens, 4).tolist() == [x, x, x, x, x, x]
-
-
 def test_the_bias_moves_against_the_load() -> None:
     bias = torch.tensor([0.5, 0.0, -0.25, 0.0])
     update_expert_bias(bias, torch.tensor([9, 1, 5, 5]), 0.125)
@@ -146,7 +136,7 @@ def test_draft_losses_equal_a_slot_by_slot_computation(steps: int, below: int, m
     tokens = torch.randint(model_config.vocab_size, (rows, length + 1))
     view = InFlightView([length] * rows)
     hidden = model.trunk(tokens[:, :-1].reshape(-1), view, full_attention_below=below)
-    actual = draft_losses(model, tokens, hidden, view, steps, below=below, observer=Observer())
+    actual = draft_losses(model, Batch(tokens=tokens), hidden, view, steps, below=below, observer=Observer())
     expected = [0.0] * steps
     with torch.no_grad():
         for row in tokens:
@@ -175,7 +165,7 @@ def test_draft_losses_teach_the_draft_layer_alone(model_config: ModelConfig) -> 
     tokens = torch.randint(model_config.vocab_size, (2, 12))
     view = InFlightView([11, 11])
     hidden = model.trunk(tokens[:, :-1].reshape(-1), view)
-    losses = draft_losses(model, tokens, hidden, view, 2, below=0, observer=Observer())
+    losses = draft_losses(model, Batch(tokens=tokens), hidden, view, 2, below=0, observer=Observer())
     sum(losses).backward()  # type: ignore[union-attr]
     with_gradient = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert with_gradient == {n for n, _ in model.named_parameters() if n.startswith("mtp.") and not is_indexer(n)}
@@ -187,7 +177,7 @@ def test_a_model_without_draft_layer_is_refused(model_config: ModelConfig) -> No
     view = InFlightView([4])
     hidden = model.trunk(tokens[0, :-1], view)
     with pytest.raises(ValueError, match="the model has none"):
-        draft_losses(model, tokens, hidden, view, 1, below=0, observer=Observer())
+        draft_losses(model, Batch(tokens=tokens), hidden, view, 1, below=0, observer=Observer())
 
 
 def test_a_uniform_head_costs_the_logarithm_of_the_vocabulary() -> None:

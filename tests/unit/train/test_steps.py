@@ -10,6 +10,7 @@ from torch import Tensor
 
 from indexshare.cache.view import InFlightView
 from indexshare.config import ModelConfig
+from indexshare.data.batch import Batch
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
 from indexshare.model.selection import FULL_ATTENTION
@@ -48,7 +49,7 @@ def _run(
     biases = {name: b.clone() for name, b in model.named_buffers()}
     optimizer = MixedOptimizer(model, model.config, OptimConfig())
     cut = replace(stage, micro_tokens=rows * LENGTH)
-    metrics = train_batch(model, optimizer, cut, tokens, step, Workers(workers), positions)
+    metrics = train_batch(model, optimizer, cut, Batch(tokens=tokens, positions=positions), step, Workers(workers))
     for name, buffer in model.named_buffers():
         buffer.copy_(biases[name])
     return metrics, {name: master.grad for name, (_, master) in optimizer._pairs.items()}
@@ -98,7 +99,8 @@ def test_the_experts_bias_moves_by_the_load_of_the_whole_batch(tokens: Tensor, m
     for rows, workers in ((6, 1), (1, 1), (2, 3)):
         model = _model(model_config)
         cut = replace(stage, micro_tokens=rows * LENGTH)
-        train_batch(model, MixedOptimizer(model, model_config, OptimConfig()), cut, tokens, 0, Workers(workers))
+        optimizer = MixedOptimizer(model, model_config, OptimConfig())
+        train_batch(model, optimizer, cut, Batch(tokens=tokens), 0, Workers(workers))
         results.append({n: b.clone() for n, b in model.named_buffers()})
     assert len(results[0]) == 4  # three expert layers and the draft layer
     for buffers in results:
