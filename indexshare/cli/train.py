@@ -99,8 +99,8 @@ def _check(part: float, checkpoint_minutes: float, seed: int | None) -> None:
         raise ValueError(f"--part is {part}; expected a share above 0 and at most 1")
     if not checkpoint_minutes > 0.0:
         raise ValueError(f"--checkpoint-minutes is {checkpoint_minutes}; expected a time above 0")
-    if seed is not None and seed < 0:
-        raise ValueError(f"--seed is {seed}; expected zero or more")
+    if seed is not None and not 0 <= seed < 2**63:
+        raise ValueError(f"--seed is {seed}; expected zero or more, below 2**63")
 
 
 def _again(recipe: Path, folder: Path, part: float, seed: int | None, device: str) -> str:

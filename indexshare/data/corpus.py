@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
+from indexshare.config.fields import check_fields
 from indexshare.data.splitting import Document, Split, package_of, split_folder
 from indexshare.text.files import SkippedFile, describe_skipped, displayable, plural, skipped, take_text
 from indexshare.text.imports import imported_files
@@ -43,6 +44,9 @@ class TextFolder:
     max_bytes: int = 300_000
 
     def __post_init__(self) -> None:
+        check_fields(self, "text: ")
+        if self.max_bytes < 1:
+            raise ValueError(f"max_bytes is {self.max_bytes}; expected at least 1")
         if not 0.0 <= self.held_out < 1.0:
             raise ValueError(f"held_out is {self.held_out}; expected a part of the files in [0, 1)")
         for pattern in self.patterns:

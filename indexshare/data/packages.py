@@ -11,6 +11,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias
 
+from indexshare.config.fields import check_fields
 from indexshare.data.corpus import TextFolder, read_folder
 from indexshare.data.splitting import Document, PackageRecord, Split, package_of, split_documents
 from indexshare.text.files import SkippedFile, describe_skipped, displayable, take_text
@@ -32,6 +33,9 @@ class Package:
 
     name: str
     folders: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"package {self.name!r}: ")
 
     @property
     def repository(self) -> str:
@@ -61,6 +65,7 @@ class PackageText:
     exclude: tuple[str, ...] = ("__pycache__", "_vendor", "test", "tests", "vendored")
 
     def __post_init__(self) -> None:
+        check_fields(self, "text: ")
         names = [package.repository for package in (*self.packages, *self.whole)]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice or not names:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from indexshare.config.fields import check_fields
 from indexshare.config.model import ModelConfig
 from indexshare.train.muon import Muon, split_rows
 
@@ -56,6 +57,7 @@ class OptimConfig:
     clip_norm: float = 1.0
 
     def __post_init__(self) -> None:
+        check_fields(self, "optim: ")
         for name in ("muon_lr", "adam_lr", "router_lr", "indexer_lr", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; expected zero or more")
@@ -80,8 +82,7 @@ class Schedule:
     final: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.kind not in ("wsd", "cosine", "constant"):
-            raise ValueError(f"schedule kind is {self.kind!r}; expected 'wsd', 'cosine' or 'constant'")
+        check_fields(self, "schedule: ")
         for name in ("warmup", "decay", "final"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"schedule {name} is {getattr(self, name)}; expected a part between 0 and 1")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from indexshare.config.fields import check_fields
 from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
 from indexshare.config.shipped import CONFIG_FILE, shipped_models
@@ -55,6 +56,14 @@ class Recipe:
     evaluate_every: int = 50
 
     def __post_init__(self) -> None:
+        check_fields(self, f"recipe {self.name!r}: ")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"recipe {self.name!r} has seed {self.seed}; expected zero or more, below 2**63")
+        if self.held_out_windows < 1 or self.evaluate_every < 1:
+            raise ValueError(
+                f"recipe {self.name!r} has held_out_windows {self.held_out_windows} and evaluate_every "
+                f"{self.evaluate_every}; expected at least 1 of each"
+            )
         names = [stage.name for stage in self.stages]
         if not names or len(set(names)) != len(names):
             raise ValueError(f"recipe {self.name!r} has stages {names}; expected one or more, with unique names")
@@ -239,8 +248,8 @@ def load_recipe(path: str | Path) -> Recipe:
         spec.loader.exec_module(module)
         make = getattr(module, "recipe", None)
         result = make() if callable(make) else None
-    except ValueError:
-        raise  # says what is wrong with the run that the file describes
+    except ValueError as error:  # says itself what is wrong with the run that the file describes
+        raise ValueError(f"{_place(error, file)}: {error}") from error
     except Exception as error:  # whatever the user's file does wrong, the line where it did
         raise ValueError(f"{_place(error, file)}: {type(error).__name__}: {error}") from error
     if not isinstance(result, Recipe):
@@ -251,6 +260,8 @@ def load_recipe(path: str | Path) -> Recipe:
 def _place(error: Exception, file: Path) -> str:
     """The last line of a recipe's own file that an error passed through, as `file:line`."""
     if isinstance(error, SyntaxError) and error.lineno is not None:
-        return f"{file}:{error.lineno}"
-    lines = [line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(file)]
+        return f"{file if error.filename is None else Path(error.filename)}:{error.lineno}"
+    own = file.resolve()  # the import system may know the file by another spelling
+    frames = [(Path(frame.f_code.co_filename), line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    lines = [line for path, line in frames if path.name == file.name and path.resolve() == own]
     return f"{file}:{lines[-1]}" if lines else str(file)

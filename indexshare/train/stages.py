@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
+from indexshare.config.fields import check_fields
 from indexshare.config.share_plan import SharePlan
 from indexshare.data.sources import Draw, weight_of
 from indexshare.train.optim import OptimConfig, Schedule
@@ -70,6 +71,9 @@ class Stage:
     balance_rate: float = 1e-3
 
     def __post_init__(self) -> None:
+        if self.layers is not None and (type(self.layers) is not int or self.layers < 1):
+            raise ValueError(f"stage {self.name!r}: layers is {self.layers!r}; expected a whole number of at least 1")
+        check_fields(self, f"stage {self.name!r}: ")
         for name in ("tokens", "sequence_length", "batch_tokens", "micro_tokens", "mtp_steps", "indexer_stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"stage {self.name!r}: {name} is {getattr(self, name)}; expected at least 1")
@@ -83,16 +87,6 @@ class Stage:
                 f"stage {self.name!r}: position_reach is {self.position_reach}; expected 0 or at least the "
                 f"{self.sequence_length} tokens of a row"
             )
-        for name, kinds in (
-            ("attention", Attention),
-            ("trains", Trains),
-            ("indexer_loss", IndexerLoss),
-            ("indexer_target", IndexerTarget),
-        ):
-            if getattr(self, name) not in get_args(kinds):
-                raise ValueError(
-                    f"stage {self.name!r}: {name} is {getattr(self, name)!r}; expected one of {get_args(kinds)}"
-                )
         if self.mtp_weight < 0 or not 0.0 <= self.mtp_from <= 1.0:
             raise ValueError(
                 f"stage {self.name!r}: mtp_weight {self.mtp_weight} and mtp_from {self.mtp_from}; expected a weight "
@@ -103,8 +97,6 @@ class Stage:
                 f"stage {self.name!r}: {self.mtp_steps} draft steps need rows of more than that many tokens, "
                 f"sequence_length is {self.sequence_length}"
             )
-        if self.layers is not None and (type(self.layers) is not int or self.layers < 1):
-            raise ValueError(f"stage {self.name!r}: layers is {self.layers!r}; expected a whole number of at least 1")
         if self.layers is not None and self.plan is not None:
             raise ValueError(f"stage {self.name!r}: layers beside a plan; leave one out, sharing needs the whole trunk")
         if self.trains == "indexer" and self.indexer_loss == "none":

@@ -123,6 +123,7 @@ def test_a_stop_names_the_command_that_goes_on(
         (("--part", 0), "--part is 0"),
         (("--part", 2), "--part is 2"),
         (("--seed", -1), "--seed is -1"),
+        (("--seed", 2**70), "--seed is 1180591620717411303424; expected zero or more, below 2**63"),
         (("--checkpoint-minutes", 0), "--checkpoint-minutes is 0"),
         (("--device", "cuda:77"), "CUDA devices"),
     ],

@@ -153,7 +153,7 @@ def test_recipe_mistakes(make_recipe: Callable[..., Recipe], model_config: Model
     refused("num_hidden_layers is 4", stages=(replace(shared, plan=SharePlan.from_pattern("FFS")),))
 
 
-def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+def test_files_that_are_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match=r"none\.py does not exist; give a Python file"):
         load_recipe(tmp_path / "none.py")
     with pytest.raises(ValueError, match="is a folder; give a Python file"):
@@ -169,6 +169,23 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
         (tmp_path / "wrong.py").write_text(text)
         with pytest.raises(ValueError, match=message):
             load_recipe(tmp_path / "wrong.py")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "helper.py").write_text("\n\nx = = 1\n")
+    for text, message in (
+        ("\nint('x')\n", r"^wrong\.py:2: invalid literal for int"),
+        ("\n\n1 / 0\n", r"^wrong\.py:3: ZeroDivisionError"),
+        ("\nx = (\n", r"wrong\.py:2: SyntaxError"),
+        ("\n\nimport helper\n", r"helper\.py:3: SyntaxError"),
+        (
+            "from indexshare.train.stages import pretrain\ndef recipe():\n"
+            "    return pretrain(\n        tokens='1000', sequence_length=32, batch_tokens=64)\n",
+            r"wrong\.py:3: stage 'pretrain': tokens is '1000'; expected a whole number; leave out the quotes",
+        ),
+    ):
+        (tmp_path / "wrong.py").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_recipe(Path("wrong.py"))
     for text in ("x = 1\n", "recipe = 3\n", "def recipe():\n    return 3\n"):
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(ValueError, match="no function `recipe`"):
