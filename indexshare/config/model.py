@@ -14,6 +14,8 @@ from typing import Any
 
 from indexshare.config.rope import RopeParameters
 from indexshare.config.share_plan import SharePlan
+from indexshare.config.variant import KEY as VARIANT
+from indexshare.config.variant import Variant
 
 ARCHITECTURES = {"glm_moe_dsa": "GlmMoeDsaForCausalLM", "deepseek_v32": "DeepseekV32ForCausalLM"}
 
@@ -120,6 +122,7 @@ class ModelConfig:
     pad_token_id: int | None = None
     dtype: str = "bfloat16"
     quantization_config: dict[str, Any] | None = None
+    variant: Variant = field(default_factory=Variant)
     extra: dict[str, Any] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,6 +137,7 @@ class ModelConfig:
         self._check_sizes()
         self._check_relations()
         SharePlan.from_spellings(layers, indexer_types=self.indexer_types)
+        self.variant.check(self)
 
     def _check_sizes(self) -> None:
         for item in dataclasses.fields(self):
@@ -254,7 +258,7 @@ class ModelConfig:
         for key, allowed in _FIXED.items():
             if data.get(key, allowed[0]) not in allowed:
                 raise ValueError(f"{key} is {data[key]!r}; this package implements {list(allowed)}")
-        own = {f.name for f in dataclasses.fields(cls)} - {"extra"}
+        own = {f.name for f in dataclasses.fields(cls)} - {"extra", "variant"}
         values = dict(_DEFAULTS[model_type])
         values.update((key, value) for key, value in data.items() if key in own and value is not None)
         for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
@@ -265,6 +269,7 @@ class ModelConfig:
         values["dtype"] = data.get("dtype") or data.get("torch_dtype") or "bfloat16"
         _take_expert_count(data, values)
         values["rope_parameters"] = RopeParameters.from_public(data)
+        values["variant"] = Variant.from_public(data.get(VARIANT, {}))
         layers = values.get("num_hidden_layers", cls.num_hidden_layers)
         plan = SharePlan.from_spellings(
             layers,
@@ -291,7 +296,7 @@ class ModelConfig:
         """The public `config.json` form; every key that vLLM, SGLang and transformers look for is written."""
         data: dict[str, Any] = dict(self.extra)
         for item in dataclasses.fields(self):
-            if item.name not in ("extra", "rope_parameters", "quantization_config"):
+            if item.name not in ("extra", "rope_parameters", "quantization_config", "variant"):
                 value = getattr(self, item.name)
                 data[item.name] = list(value) if isinstance(value, tuple) else value
         if self.extra and not self._spellings_agree():
@@ -299,6 +304,8 @@ class ModelConfig:
                 data.pop(key, None)
         if self.quantization_config is not None:
             data["quantization_config"] = self.quantization_config
+        if not self.variant.is_public:
+            data[VARIANT] = self.variant.to_public()
         data.update(
             architectures=[ARCHITECTURES[self.model_type]],
             rope_parameters=self.rope_parameters.to_public(),
@@ -362,7 +369,7 @@ def _take_expert_count(data: dict[str, Any], values: dict[str, Any]) -> None:
 
 def _refuse_unknown(data: dict[str, Any], own: set[str]) -> None:
     known = own | _CARRIED | _DERIVED | set(_FIXED) | set(_SPELLINGS) | {"torch_dtype", "first_k_dense_replace"}
-    known |= {"rope_theta", "rope_scaling"}
+    known |= {"rope_theta", "rope_scaling", VARIANT}
     for key in sorted(set(data) - known):
         near = difflib.get_close_matches(key, sorted(known), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; remove it if it does not change the model"

@@ -9,10 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from indexshare.config.model import ModelConfig
+from typing import Protocol
 
 FULL = "full"
 SHARED = "shared"
@@ -118,7 +115,7 @@ class SharePlan:
         return plans[0][1] if plans else cls.all_full(layers)
 
     @classmethod
-    def from_config(cls, config: ModelConfig) -> SharePlan:
+    def from_config(cls, config: HasPlan) -> SharePlan:
         """The plan of a model configuration."""
         return config.share_plan
 
@@ -157,3 +154,11 @@ class SharePlan:
                 f"layer {full_layer} is Shared and selects nothing; Full layers are {list(self.full_layers)}"
             )
         return tuple(layer for layer in range(self.num_layers) if self.source(layer) == full_layer)
+
+
+class HasPlan(Protocol):
+    """A model configuration."""
+
+    @property
+    def share_plan(self) -> SharePlan:
+        """Which layers run the indexer."""

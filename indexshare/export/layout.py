@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from indexshare.checkpoint.names import TensorSpec, checkpoint_tensors, expert_tensors
+from indexshare.config.layers import EXPERTS, INDEXER, LayerTensor, Role
 from indexshare.config.model import ModelConfig
 from indexshare.export.llama_cpp import index_head
 
@@ -51,7 +52,6 @@ _IN_LAYER = {
     "hnorm.weight": "nextn.hnorm.weight",
     "shared_head.norm.weight": "nextn.shared_head_norm.weight",
 }
-_LATENTS_TO_HEADS = "self_attn.kv_b_proj.weight"
 # Matrices that llama.cpp's own converter keeps in float32: a rounded router or head weight flips near-tied choices.
 _KEPT_PRECISE = ("ffn_gate_inp.weight", "indexer.proj.weight")
 
@@ -102,13 +102,13 @@ def gguf_tensors(config: ModelConfig, stored: Collection[str]) -> list[GgufTenso
             continue
         number, _, rest = public.removeprefix(_LAYER).partition(".")
         block = f"blk.{number}."
-        if rest == _LATENTS_TO_HEADS:
-            found.extend(_heads(config, block, public))
-        elif rest.startswith("self_attn.indexer."):
-            found.append(_indexer(config, _copy(block + _IN_LAYER[rest], spec), rest))
-        elif not rest.startswith("mlp.experts."):
+        if spec.row.role is Role.LATENT_UP:
+            found.extend(_heads(block, spec))
+        elif spec.row.part == "indexer":
+            found.append(_indexer(config, _copy(block + _IN_LAYER[rest], spec), spec.row))
+        elif spec.row.role is not Role.EXPERTS:
             found.append(_copy(block + _IN_LAYER[rest], spec))
-        elif rest == "mlp.experts.0.gate_proj.weight":
+        elif rest == f"{EXPERTS}0.gate_proj.weight":
             found.extend(_experts(config, int(number), stored))
     return found
 
@@ -125,14 +125,14 @@ def _copy(name: str, spec: TensorSpec) -> GgufTensor:
     )
 
 
-def _heads(config: ModelConfig, block: str, public: str) -> Iterator[GgufTensor]:
-    """`kv_b_proj` as absorbed attention uses it: per head, latents from queries, and values from latents.
+def _heads(block: str, spec: TensorSpec) -> Iterator[GgufTensor]:
+    """The up-projection as absorbed attention uses it: per head, latents from queries, and values from latents.
 
     Its rows are, per head, those of the key's plain part, then those of the value. The key's are transposed: ggml
     multiplies along the last dimension, which is then the query's.
     """
-    heads, latent = config.num_attention_heads, config.kv_lora_rank
-    plain, value = config.qk_nope_head_dim, config.v_head_dim
+    public, heads, latent = spec.public, spec.row.heads, spec.row.shape[1]
+    plain, value = spec.row.split
 
     def by_head(source: Source) -> Tensor:
         return source.whole(public).view(heads, plain + value, latent)
@@ -147,16 +147,16 @@ def _heads(config: ModelConfig, block: str, public: str) -> Iterator[GgufTensor]
     yield GgufTensor(name=block + "attn_v_b.weight", shape=(heads, value, latent), sources=(public,), values=values)
 
 
-def _indexer(config: ModelConfig, plain: GgufTensor, rest: str) -> GgufTensor:
+def _indexer(config: ModelConfig, plain: GgufTensor, row: LayerTensor) -> GgufTensor:
     """An indexer tensor with the values of a head where llama.cpp has them (`index_head` says why)."""
-    head, part = index_head(config), rest.removeprefix("self_attn.indexer.")
-    if head.as_stored or part == "weights_proj.weight":
+    head = index_head(config)
+    if head.as_stored or row.role is Role.INDEX_WEIGHTS:
         return plain
     order, more, public = list(head.order), head.width - len(head.order), plain.sources[0]
 
     def queries(source: Source) -> Iterator[Tensor]:
         w = source.whole(public)
-        rows = w.view(config.index_n_heads, len(order), w.shape[-1])[:, order]
+        rows = w.view(row.heads, len(order), w.shape[-1])[:, order]
         yield F.pad(rows, (0, 0, 0, more)).reshape(-1, w.shape[-1])
 
     def keys(source: Source) -> Iterator[Tensor]:
@@ -165,10 +165,10 @@ def _indexer(config: ModelConfig, plain: GgufTensor, rest: str) -> GgufTensor:
     def after_norm(source: Source) -> Iterator[Tensor]:
         yield F.pad(source.whole(public)[order], (0, more))[None]
 
-    if part == "wq_b.weight":
-        return replace(plain, shape=(config.index_n_heads * head.width, config.q_lora_rank), values=queries)
-    if part == "wk.weight":
-        return replace(plain, shape=(head.width, config.hidden_size), values=keys)
+    if row.name == f"{INDEXER}wq_b.weight":
+        return replace(plain, shape=(row.heads * head.width, row.shape[1]), values=queries)
+    if row.name == f"{INDEXER}wk.weight":
+        return replace(plain, shape=(head.width, row.shape[1]), values=keys)
     return replace(plain, shape=(head.width,), values=after_norm)
 
 

@@ -90,7 +90,7 @@ def _shape_problems(config: ModelConfig) -> list[str]:
 
 
 def _rule_problems(config: ModelConfig) -> list[str]:
-    reasons = []
+    reasons = config.variant.differences()
     rope = config.rope_parameters
     if config.attention_bias:
         reasons.append("attention_bias is true, its attention has no biases")

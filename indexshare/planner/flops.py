@@ -7,11 +7,19 @@ does besides. Bytes are the least that has to come from memory once; what does n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from indexshare.config import ModelConfig
-from indexshare.config.layers import INDEX_KEYS, layer_streams
-from indexshare.planner.memory import attention_parameters, expert_parameters, indexer_parameters
+from indexshare.config.layers import (
+    INDEX_KEYS,
+    LayerTensor,
+    Role,
+    attention_table,
+    indexer_tensors,
+    layer_streams,
+)
+from indexshare.planner.memory import count_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +67,9 @@ def attention_flops(config: ModelConfig, pairs: int, *, absorbed: bool = True) -
     """Operations of one layer's attention over `pairs` of a query and a key, all heads.
 
     Absorbed queries meet latents (with the rope key) and sum latents; in the expanded form every head has a key and a
-    value of its own. Sources: DeepSeek-V2 (arXiv 2405.04434), section 2.1 and appendix C.
+    value of its own. An attention without latents has one form.
     """
-    if absorbed:
-        width = config.latent_dim + config.kv_lora_rank
-    else:
-        width = config.qk_head_dim + config.v_head_dim
-    return 2 * config.num_attention_heads * width * pairs
+    return 2 * attention_table(config).pair_products(config, absorbed=absorbed) * pairs
 
 
 def token_flops(config: ModelConfig, context: int, *, full_attention: bool = False, absorbed: bool = True) -> Work:
@@ -165,23 +169,23 @@ def cache_row_bytes(config: ModelConfig, element_bytes: int) -> tuple[int, int]:
 
 def _attention_matrices(config: ModelConfig) -> int:
     """Weights of one layer's attention that are multiplied with: without norms and biases."""
-    norms = config.q_lora_rank + config.kv_lora_rank
-    biases = config.q_lora_rank + config.latent_dim + config.hidden_size if config.attention_bias else 0
-    return attention_parameters(config) - norms - biases
+    return _multiplied(attention_table(config).tensors(config))
 
 
 def _index_matrices(config: ModelConfig) -> int:
     """Weights of one indexer that are multiplied with: without the keys' norm."""
-    return indexer_parameters(config) - 2 * config.index_head_dim
+    return _multiplied(indexer_tensors(config))
+
+
+def _multiplied(rows: Iterable[LayerTensor]) -> int:
+    return sum(row.size for row in rows if row.role not in (Role.NORM, Role.BIAS))
 
 
 def _feed_forward_parameters(config: ModelConfig, experts: float) -> float:
     """Weights of all feed-forward layers when `experts` routed experts of each are used."""
-    layers = config.num_hidden_layers
-    moe = sum(config.is_moe(layer) for layer in range(layers))
-    dense = (layers - moe) * 3 * config.hidden_size * config.intermediate_size
-    router = config.n_routed_experts * config.hidden_size
-    return dense + moe * (router + (experts + config.n_shared_experts) * expert_parameters(config))
+    count = count_parameters(config)
+    routed = count.experts / config.n_routed_experts * experts
+    return count.dense_mlp + count.router + count.shared_experts + routed
 
 
 def _sum_to(n: int) -> int:

@@ -1,16 +1,25 @@
-"""Parameters and cache bytes of a configuration, counted from shapes; nothing is allocated.
+"""Parameters and cache bytes of a configuration, counted from the table of layers; nothing is allocated.
 
-This is the one home of these formulas: the engine sizes its cache with them and tests compare them with
+This is the one home of these sums: the engine sizes its cache with them and tests compare them with
 what is really allocated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 
 from indexshare.config import ModelConfig
-from indexshare.config.layers import Stream, layer_streams
+from indexshare.config.layers import (
+    LayerTensor,
+    Role,
+    Stream,
+    attention_table,
+    draft_tensors,
+    layer_streams,
+    layer_tensors,
+    outer_tensors,
+)
 
 
 @dataclass(frozen=True)
@@ -41,26 +50,8 @@ class ParameterCount:
         return sum(parts) + self.shared_experts + self.router + self.norms + self.draft
 
 
-def attention_parameters(cfg: ModelConfig) -> int:
-    """MLA projections and their two inner norms, one layer."""
-    heads = cfg.num_attention_heads
-    query = cfg.hidden_size * cfg.q_lora_rank + cfg.q_lora_rank + cfg.q_lora_rank * heads * cfg.qk_head_dim
-    latent = cfg.hidden_size * cfg.latent_dim + cfg.kv_lora_rank
-    up = cfg.kv_lora_rank * heads * (cfg.qk_nope_head_dim + cfg.v_head_dim)
-    out = heads * cfg.v_head_dim * cfg.hidden_size
-    bias = cfg.q_lora_rank + cfg.latent_dim + cfg.hidden_size if cfg.attention_bias else 0
-    return query + latent + up + out + bias
-
-
-def indexer_parameters(cfg: ModelConfig) -> int:
-    """Lightning indexer of one Full layer: query, key and head-weight projections, key LayerNorm with bias."""
-    query = cfg.q_lora_rank * cfg.index_n_heads * cfg.index_head_dim
-    return query + cfg.hidden_size * (cfg.index_head_dim + cfg.index_n_heads) + 2 * cfg.index_head_dim
-
-
-def expert_parameters(cfg: ModelConfig) -> int:
-    """One routed expert: gate, up and down."""
-    return 3 * cfg.hidden_size * cfg.moe_intermediate_size
+def _size(rows: Iterable[LayerTensor]) -> int:
+    return sum(row.size for row in rows if row.role is not Role.ROUTER_BIAS)
 
 
 def count_parameters(cfg: ModelConfig) -> ParameterCount:
@@ -69,39 +60,18 @@ def count_parameters(cfg: ModelConfig) -> ParameterCount:
     `active` is what one token's trunk pass multiplies with: everything except the experts it is not routed to
     and the input embedding (a look-up), without the draft layer.
     """
-    layers, hidden = cfg.num_hidden_layers, cfg.hidden_size
-    moe = sum(cfg.is_moe(layer) for layer in range(layers))
-    full = len(cfg.share_plan.full_layers)
-    routed, shared = (
-        cfg.n_routed_experts * expert_parameters(cfg),
-        cfg.n_shared_experts * expert_parameters(cfg),
-    )
-    router = cfg.n_routed_experts * hidden
-    norms = 2 * hidden
+    before, after = outer_tensors(cfg)
+    trunk = [*before, *after, *(row for n in range(cfg.num_hidden_layers) for row in layer_tensors(cfg, n))]
     draft = 0
     if cfg.num_nextn_predict_layers:
-        glue = 2 * hidden * hidden + 3 * hidden  # eh_proj; enorm, hnorm, shared_head.norm
-        draft = attention_parameters(cfg) + indexer_parameters(cfg) + routed + shared + router + norms + glue
-    embedding = cfg.vocab_size * hidden
-    head = 0 if cfg.tie_word_embeddings else embedding
-    attention, indexer = layers * attention_parameters(cfg), full * indexer_parameters(cfg)
-    dense = (layers - moe) * 3 * hidden * cfg.intermediate_size
-    all_norms = layers * norms + hidden
-    chosen = moe * cfg.num_experts_per_tok * expert_parameters(cfg)
-    active = embedding + attention + indexer + dense + chosen + moe * (shared + router) + all_norms
-    return ParameterCount(
-        embedding=embedding,
-        head=head,
-        attention=attention,
-        indexer=indexer,
-        dense_mlp=dense,
-        experts=moe * routed,
-        shared_experts=moe * shared,
-        router=moe * router,
-        norms=all_norms,
-        draft=draft,
-        active=active,
-    )
+        draft = _size(draft_tensors(cfg)) + _size(layer_tensors(cfg, cfg.num_hidden_layers))
+    parts = {item.name: 0 for item in fields(ParameterCount)} | {"draft": draft}
+    for row in trunk:
+        parts[row.part] += _size([row])
+    chosen = parts["experts"] // cfg.n_routed_experts * cfg.num_experts_per_tok
+    head = parts["head"] or parts["embedding"]
+    parts["active"] = _size(trunk) - parts["embedding"] - parts["head"] - parts["experts"] + head + chosen
+    return ParameterCount(**parts)
 
 
 @dataclass(frozen=True)
@@ -190,15 +160,11 @@ def step_workspace_bytes(cfg: ModelConfig, rows: int, element_bytes: int = 2) ->
     selection as positions and slots with a copy of each, experts' rows, one row of logits, and the keys and values
     expanded for the first rows, which see at most `index_topk` tokens.
     """
-    heads = cfg.num_attention_heads
-    hidden = 6 * cfg.hidden_size
-    queries = cfg.q_lora_rank + 2 * heads * (cfg.qk_head_dim + cfg.latent_dim)
-    attended = heads * (cfg.kv_lora_rank + cfg.v_head_dim)
+    table = attention_table(cfg)
     index = 2 * cfg.index_n_heads * cfg.index_head_dim
     routed = cfg.num_experts_per_tok * (2 * cfg.hidden_size + 3 * cfg.moe_intermediate_size)
     feed_forward = max(3 * cfg.intermediate_size, routed)
-    values = (hidden + queries + attended + index + feed_forward) * element_bytes
+    values = (6 * cfg.hidden_size + table.row_values(cfg) + index + feed_forward) * element_bytes
     selection = 4 * cfg.index_topk * 8
-    widest = max(cfg.qk_head_dim, cfg.v_head_dim)
-    expanded = cfg.index_topk * heads * (cfg.qk_nope_head_dim + cfg.v_head_dim + 2 * widest) * element_bytes
+    expanded = cfg.index_topk * table.key_values(cfg) * element_bytes
     return rows * (values + selection) + expanded + 3 * cfg.vocab_size * 4

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,24 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from indexshare.config.fields import check_fields
+from indexshare.config.layers import INDEXER, LayerTensor, Role, model_tensors
 from indexshare.config.model import ModelConfig
 from indexshare.train.muon import Muon, split_rows
-
-# Matrices updated by Muon; everything else (embeddings, head, norms, biases, router, indexer) by AdamW.
-_MUON_SUFFIXES = (
-    "q_a_proj.weight",
-    "q_b_proj.weight",
-    "q_proj.weight",
-    "kv_a_proj_with_mqa.weight",
-    "kv_b_proj.weight",
-    "o_proj.weight",
-    "gate_proj.weight",
-    "up_proj.weight",
-    "down_proj.weight",
-    "experts.gate_up_proj",
-    "experts.down_proj",
-    "eh_proj.weight",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,22 +89,14 @@ class Schedule:
 
 def is_indexer(name: str) -> bool:
     """Whether a parameter belongs to an indexer."""
-    return ".indexer." in name
+    return INDEXER in name
 
 
-def _is_muon(name: str) -> bool:
-    return name.endswith(_MUON_SUFFIXES) and not is_indexer(name)
-
-
-def _muon_split(name: str, config: ModelConfig) -> Callable[[Tensor], list[Tensor]] | None:
-    heads = config.num_attention_heads
-    if name.endswith("kv_b_proj.weight"):
-        return split_rows((config.qk_nope_head_dim, config.v_head_dim), heads)
-    if name.endswith(("q_b_proj.weight", "q_proj.weight")):
-        return split_rows((config.qk_nope_head_dim + config.qk_rope_head_dim,), heads)
-    if name.endswith("gate_up_proj"):
-        return lambda matrix: list(matrix.chunk(2, dim=-2))
-    return None
+def _muon_split(row: LayerTensor) -> Callable[[Tensor], list[Tensor]] | None:
+    """How the parts of a matrix that stand for themselves, heads for instance, are updated apart."""
+    if row.heads > 1:
+        return split_rows(row.split or (row.shape[0] // row.heads,), row.heads)
+    return (lambda matrix: list(matrix.split(row.split, dim=-2))) if row.split else None
 
 
 class MixedOptimizer:
@@ -137,8 +114,8 @@ class MixedOptimizer:
             raise ValueError("no parameter of the model requires a gradient; unfreeze what the stage trains")
         self._pairs = {n: (p, p if p.dtype == torch.float32 else p.detach().float().clone()) for n, p in named}
         masters = {n: master for n, (_, master) in self._pairs.items()}
-        self._adam = torch.optim.AdamW(list(_adam_groups(masters, optim)), betas=optim.betas, fused=True)
-        muon = list(_muon_groups(masters, config, optim))
+        adam, muon = _groups(masters, config, optim)
+        self._adam = torch.optim.AdamW(adam, betas=optim.betas, fused=True)
         self._muon = Muon(muon, lr=optim.muon_lr, momentum=optim.momentum) if muon else None
 
     @property
@@ -225,29 +202,34 @@ class MixedOptimizer:
                     p.copy_(master)
 
 
-def _adam_groups(masters: dict[str, Tensor], optim: OptimConfig) -> Iterable[dict[str, Any]]:
-    """Groups by what the parameters are, never by the values of rates: a saved state finds its place again."""
+def _rate_name(row: LayerTensor | None, optim: OptimConfig) -> str:
+    """The setting with a parameter's rate; of one that the table of layers does not have, the plain one."""
+    if row is None:
+        return "adam_lr"
+    if row.is_orthogonal and optim.muon_lr > 0:
+        return "muon_lr"
+    return "router_lr" if row.role is Role.ROUTER else "indexer_lr" if row.part == "indexer" else "adam_lr"
+
+
+def _groups(
+    masters: dict[str, Tensor], config: ModelConfig, optim: OptimConfig
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Groups of AdamW and of Muon, by what parameters are and never by the values of rates: a saved state fits again.
+
+    Muon has a group for each matrix; AdamW has norms, biases, embeddings, head, router and indexers.
+    """
+    rows = {row.name: row for row in model_tensors(config)}
     by_kind: dict[tuple[str, bool], list[Tensor]] = {}
+    muon = []
     for name, master in masters.items():
-        if _is_muon(name) and optim.muon_lr > 0:
-            continue
-        router = name.endswith("mlp.gate.weight")
-        kind = "router_lr" if router else "indexer_lr" if is_indexer(name) else "adam_lr"
-        by_kind.setdefault((kind, master.ndim >= 2 and not router), []).append(master)
-    for (kind, decays), params in by_kind.items():
-        lr = getattr(optim, kind)
-        yield {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": optim.weight_decay if decays else 0.0}
+        rate = _rate_name(rows.get(name), optim)
+        if rate == "muon_lr":
+            muon.append(_group([master], optim, rate, decays=True) | {"split": _muon_split(rows[name])})
+        else:
+            by_kind.setdefault((rate, master.ndim >= 2 and rate != "router_lr"), []).append(master)
+    return [_group(params, optim, rate, decays=decays) for (rate, decays), params in by_kind.items()], muon
 
 
-def _muon_groups(masters: dict[str, Tensor], config: ModelConfig, optim: OptimConfig) -> Iterable[dict[str, Any]]:
-    if optim.muon_lr <= 0:
-        return
-    for name, master in masters.items():
-        if _is_muon(name):
-            yield {
-                "params": [master],
-                "lr": optim.muon_lr,
-                "peak_lr": optim.muon_lr,
-                "weight_decay": optim.weight_decay,
-                "split": _muon_split(name, config),
-            }
+def _group(params: list[Tensor], optim: OptimConfig, rate: str, *, decays: bool) -> dict[str, Any]:
+    lr = getattr(optim, rate)
+    return {"params": params, "lr": lr, "peak_lr": lr, "weight_decay": optim.weight_decay if decays else 0.0}
