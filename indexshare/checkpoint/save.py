@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from indexshare.checkpoint.lock import folder_lock
 from indexshare.checkpoint.names import SCALE_SUFFIX, TensorSpec, checkpoint_tensors
 from indexshare.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, TensorToWrite, plan_shards, write_file
 from indexshare.config.model import ModelConfig
@@ -124,8 +125,6 @@ def _swap_in(new: Path, directory: Path) -> None:
     Only renames happen here. `config.json` leaves first and arrives last, so that a directory in between
     (after a power cut) does not load as a mixture; the previous files then still lie beside it, complete.
     """
-    was_there = directory.exists()
-    directory.mkdir(exist_ok=True)
     arriving = sorted((entry.name for entry in new.iterdir()), key=lambda name: name == CONFIG_FILE)
     leaving = {entry.name for entry in directory.iterdir() if _is_ours(entry.name)} | set(arriving)
     old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.previous-", dir=directory.parent))
@@ -140,8 +139,6 @@ def _swap_in(new: Path, directory: Path) -> None:
         for source, target in reversed(moved):
             target.rename(source)
         old.rmdir()
-        if not was_there:
-            directory.rmdir()
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -154,8 +151,9 @@ def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
 @contextlib.contextmanager
 def _replacing(directory: Path, needed: int) -> Iterator[Path]:
     """A temporary sibling of `directory` whose files are moved in if the block succeeds; gone either way."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    intact = "the checkpoint that was there is unchanged" if directory.exists() else "nothing was written"
+    intact = (
+        "the checkpoint that was there is unchanged" if (directory / CONFIG_FILE).exists() else "nothing was written"
+    )
     free = shutil.disk_usage(directory.parent).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"cannot save: {needed:,} bytes needed, {free:,} free; {intact}", str(directory))
@@ -205,8 +203,8 @@ def save_model(
         tokenizer_dir: a folder whose tokenizer files are copied along.
 
     Raises:
-        ValueError: a setting is not implemented, the target is a file, or a weight to be quantized is not
-            finite.
+        ValueError: a setting is not implemented, the target is a file, another process writes there, or a weight to be
+            quantized is not finite.
         OSError: the disk is full or not writable; what was there before is intact and nothing is left behind.
     """
     target = Path(directory).resolve()
@@ -221,7 +219,7 @@ def save_model(
     config = model.config.replace(dtype=name, quantization_config=scheme)
     tensors = _to_write(model, kind, quantization)
     tokenizer = _tokenizer_files(tokenizer_dir)
-    with _replacing(target, needed=sum(tensor.nbytes for tensor in tensors)) as folder:
+    with folder_lock(target), _replacing(target, needed=sum(tensor.nbytes for tensor in tensors)) as folder:
         _write_weights(folder, tensors, max_shard_bytes)
         for file in tokenizer:
             shutil.copyfile(file, folder / file.name)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from indexshare.checkpoint.load import require_equal
+from indexshare.checkpoint.lock import file_lock
 from indexshare.checkpoint.matching import Matching, match_tensors
 from indexshare.checkpoint.tensor_files import TensorReader, read_directory
 from indexshare.config.model import ModelConfig
@@ -82,7 +83,8 @@ def export_gguf(
 
     Raises:
         ValueError: the `gguf` library is missing, llama.cpp cannot run such a model or split text as its tokenizer
-            does, or the checkpoint does not fit its configuration; the text names the fix.
+            does, the checkpoint does not fit its configuration, or another process writes the file; the text names the
+            fix.
         OSError: the disk is full or not writable; a file that was there before is intact.
     """
     if type not in FILE_TYPES:
@@ -101,7 +103,7 @@ def export_gguf(
     tensors = gguf_tensors(config, present)
     assert all_sources(tensors) == present
     file = _File(library, type, tensors)
-    with _replacing(target, file.num_bytes) as temporary:
+    with file_lock(target), _replacing(target, file.num_bytes) as temporary:
         file.write(temporary, name, _metadata(config, type, vocabulary), matching, progress or (lambda *_: None))
         num_bytes = temporary.stat().st_size
     return ExportReport(

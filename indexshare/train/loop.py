@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from indexshare.checkpoint.lock import folder_lock
 from indexshare.train.progress import Reporter, duration
 from indexshare.train.recipe import Recipe, prepare
 from indexshare.train.record import describe_data, export
@@ -41,35 +42,36 @@ def run(
         The directory of the exported model, or None when the run was stopped before its end.
 
     Raises:
-        ValueError: the recipe, its data or the checkpoint cannot be used.
+        ValueError: the recipe, its data or the checkpoint cannot be used, or another process trains in the folder.
         FloatingPointError: the loss is not a number; the last good checkpoint is kept.
         OSError: a checkpoint could not be written; the one before it is kept.
     """
     directory = Path(out_dir)
-    data = prepare(recipe, directory / "data")
-    if workers is None:
-        workers = torch.get_num_threads() if device == "cpu" else 1
-    threads = torch.get_num_threads()
-    if workers > 1:
-        torch.set_num_threads(1)  # idle compute threads of this one would spin against the workers
-    trainer = Trainer(recipe, directory, data, device, workers)
-    reporter = Reporter(directory, trainer.step, tensorboard=tensorboard, quiet=quiet)
-    try:
-        for line in (f"{recipe.name}: {describe_data(data)}", *data.notes, *trainer.notes):
-            reporter.say(line)
-        if trainer.finished:
-            reporter.say(f"finished before, at step {trainer.step}; the model is written again")
-        elif trainer.step:
-            reporter.say(f"resumed at step {trainer.step}, stage {trainer.stage.name}")
-        with StopRequested() as stop:
-            _train(trainer, reporter, stop, checkpoint_minutes * 60)
-        if not trainer.finished:
-            reporter.say(f"stopped at step {trainer.step}, checkpoint written; resume with {resume_command}")
-            return None
-        return export(trainer, directory / "model")
-    finally:
-        reporter.close()
-        torch.set_num_threads(threads)
+    with folder_lock(directory):
+        data = prepare(recipe, directory / "data")
+        if workers is None:
+            workers = torch.get_num_threads() if device == "cpu" else 1
+        threads = torch.get_num_threads()
+        if workers > 1:
+            torch.set_num_threads(1)  # idle compute threads of this one would spin against the workers
+        trainer = Trainer(recipe, directory, data, device, workers)
+        reporter = Reporter(directory, trainer.step, tensorboard=tensorboard, quiet=quiet)
+        try:
+            for line in (f"{recipe.name}: {describe_data(data)}", *data.notes, *trainer.notes):
+                reporter.say(line)
+            if trainer.finished:
+                reporter.say(f"finished before, at step {trainer.step}; the model is written again")
+            elif trainer.step:
+                reporter.say(f"resumed at step {trainer.step}, stage {trainer.stage.name}")
+            with StopRequested() as stop:
+                _train(trainer, reporter, stop, checkpoint_minutes * 60)
+            if not trainer.finished:
+                reporter.say(f"stopped at step {trainer.step}, checkpoint written; resume with {resume_command}")
+                return None
+            return export(trainer, directory / "model")
+        finally:
+            reporter.close()
+            torch.set_num_threads(threads)
 
 
 def _train(trainer: Trainer, reporter: Reporter, stop: StopRequested, checkpoint_seconds: float) -> None:
