@@ -13,10 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indexshare import ops
+from indexshare.model.attention.base import Attention
+from indexshare.model.attention.mla import MLA
+from indexshare.model.experts import Experts, MoE, SwiGLU
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.layer import DecoderLayer
-from indexshare.model.mla import MLA
-from indexshare.model.moe import Experts, MoE, SwiGLU
 from indexshare.ops.packed.packing import PackedWeight, pack
 
 BITS = {"int8": 8, "int4": 4}
@@ -149,7 +150,9 @@ def is_quantized(model: GlmMoeDsa) -> bool:
     return any(isinstance(module, _Packed) for module in model.layers[0].modules())
 
 
-def _quantize_attention(mla: MLA, bits: int) -> None:
+def _quantize_attention(mla: Attention, bits: int) -> None:
+    if not isinstance(mla, MLA):
+        raise ValueError(f"weights of {type(mla).__name__} cannot be packed; load the model without `weights`")
     mla.q_b_proj = QuantLinear(mla.q_b_proj, bits, mla.num_heads)  # type: ignore[assignment]
     mla.kv_b_proj = QuantUp(mla.kv_b_proj, bits, mla.num_heads, mla.nope_dim)  # type: ignore[assignment]
     _replace(mla, ("q_a_proj", "kv_a_proj_with_mqa", "o_proj"), lambda linear: QuantLinear(linear, bits))

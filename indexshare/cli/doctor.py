@@ -101,9 +101,10 @@ def _torch() -> dict[str, Any]:
 
 
 def _operations() -> list[dict[str, str]]:
-    from indexshare.ops.dispatch import explain
+    from indexshare import ops
+    from indexshare.step import native_step
 
-    return explain()
+    return [*ops.explain(), native_step.explain()]
 
 
 def _try_model(name: str) -> dict[str, Any]:

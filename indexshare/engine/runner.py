@@ -13,6 +13,7 @@ from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig
 from indexshare.engine.request import RequestStats
 from indexshare.engine.scheduler import Row
+from indexshare.model.forward_pass import attention_limit
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.step.native_step import NativeStep
 
@@ -46,7 +47,7 @@ class Runner:
         plan = model.config.share_plan
         self._full, self._shared = len(plan.full_layers), len(plan.shared_layers)
         self._topk = model.config.index_topk
-        self._sparse_from = max(self._topk, full_attention_below)
+        self._sparse_from = attention_limit(model.config, full_attention_below)
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[Row]) -> Tensor | None:

@@ -7,7 +7,6 @@ recent `index_topk` tokens: what it still gets right needs no search, so it is t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from indexshare.cache.view import InFlightView
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
-from indexshare.ops import dispatch
+from indexshare.model.selectors import recent
 from indexshare.train.objectives import token_losses
 
 SELECTION, FULL, RECENT = "selection", "full", "recent"
@@ -79,8 +78,8 @@ def hidden_states(
     device = model.embed_tokens.weight.device
     view = InFlightView([len(text) for text in texts], device)
     ids = torch.tensor([token for text in texts for token in text], dtype=torch.int64, device=device)
-    with dispatch.force(RECENT) if attention == RECENT else nullcontext():
-        hidden = model.trunk(ids, view, full_attention_below=FULL_ATTENTION if attention == FULL else 0)
+    selector = recent if attention == RECENT else None
+    hidden = model.trunk(ids, view, full_attention_below=FULL_ATTENTION if attention == FULL else 0, selector=selector)
     return hidden, view
 
 

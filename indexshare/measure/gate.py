@@ -17,7 +17,6 @@ from indexshare.config import ModelConfig
 from indexshare.engine.llm import LLM
 from indexshare.engine.request import SamplingParams
 from indexshare.measure.operands import AttentionOperands, IndexOperands
-from indexshare.ops import dispatch
 from indexshare.ops.indexer.reference import index_scores
 
 ROWS = 24  # queries of a sample
@@ -60,7 +59,7 @@ def check_operations(config: ModelConfig, dtype: torch.dtype) -> list[Check]:
 
 
 def _check_selection(index: IndexOperands, chosen: Tensor, dtype: torch.dtype) -> list[Check]:
-    with dispatch.force("reference"):
+    with ops.force("reference"):
         expected = ops.select_topk(*index)
     scores = index_scores(index.q, index.weights, index.keys)
     mass = [scores.gather(1, ids.clamp_min(0)).masked_fill(ids < 0, 0.0).sum() for ids in (chosen, expected)]
@@ -82,7 +81,7 @@ def _check_experts(config: ModelConfig, dtype: torch.dtype) -> list[Check]:
         return ops.route(scores, bias, topk=used, groups=1, topk_groups=1, normalise=True, scale=1.0)
 
     ids, weights = route()
-    with dispatch.force("reference"):
+    with ops.force("reference"):
         expected_ids, expected_weights = route()
     x = torch.randn(ROWS, hidden, generator=generator).to(dtype)
     gate_up = (torch.randn(count, 2 * width, hidden, generator=generator) * hidden**-0.5).to(dtype)
@@ -98,7 +97,7 @@ def _error(name: str, *operands: object) -> float:
     """Relative error of an operation against its reference on the same operands in float32."""
     operation = getattr(ops, name)
     got = operation(*operands)
-    with dispatch.force("reference"):
+    with ops.force("reference"):
         wide = (x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x for x in operands)
         return _relative(got, operation(*wide))
 
@@ -120,7 +119,7 @@ def check_engine(llm: LLM) -> Check:
     output = llm.generate([prompt], greedy)[0]
     assert output.logprobs is not None
     got = torch.tensor([entry.logprob for entry in output.logprobs])
-    with dispatch.force("reference"):
+    with ops.force("reference"):
         logits = model(torch.tensor([prompt + output.token_ids[:-1]]))[0, -DECODED:].float()
     expected = logits.log_softmax(-1).gather(1, torch.tensor(output.token_ids)[:, None])[:, 0]
     dtype = next(model.parameters()).dtype

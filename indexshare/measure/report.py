@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import torch
 
-from indexshare import __version__
+from indexshare import __version__, ops
 from indexshare.checkpoint.surgery import full_twin
 from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.measure.ceilings import Ceilings, ceiling_jobs, ceilings_of
@@ -22,9 +22,9 @@ from indexshare.measure.runs import Run, SpeedResult, engine_for, random_prompt,
 from indexshare.measure.subject import Subject
 from indexshare.measure.timing import interleave
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.ops.dispatch import explain
 from indexshare.planner.machine import describe_machine
 from indexshare.planner.memory import count_parameters
+from indexshare.step import native_step
 
 PARTS = ("kernels", "speed", "memory")
 VARIANTS = ("model", "all-full", "full-attention")
@@ -129,7 +129,7 @@ class BenchReport:
                 "index_topk": config.index_topk,
             },
             "settings": vars(self.settings) | {"prefill_chunk": PREFILL_CHUNK},
-            "operations": explain(),
+            "operations": [*ops.explain(), native_step.explain()],
             "gate": {"passed": not self.failed, "checks": [check.to_dict() for check in self.gate]},
             "ceilings": None if self.ceilings is None else self.ceilings.to_dict(),
             "kernels": [result.to_dict() for result in self.kernels],

@@ -6,15 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from indexshare import ops
 from indexshare.cache.view import BatchView, InFlightView
 from indexshare.config import ModelConfig, SharePlan
+from indexshare.model.draft.mtp import MTPLayer
+from indexshare.model.experts import Experts, Router
+from indexshare.model.forward_pass import ForwardPass
 from indexshare.model.layer import DecoderLayer
-from indexshare.model.moe import Experts, Router
-from indexshare.model.mtp import MTPLayer
 from indexshare.model.norm import LayerNorm, RMSNorm
 from indexshare.model.observe import Observer
 from indexshare.model.selection import Selection
+from indexshare.model.selectors import Selector
 
 
 class GlmMoeDsa(nn.Module):
@@ -82,6 +83,7 @@ class GlmMoeDsa(nn.Module):
         view: BatchView,
         *,
         full_attention_below: int = 0,
+        selector: Selector | None = None,
         observer: Observer | None = None,
     ) -> Tensor:
         """Hidden states after the final norm, `[N, hidden]`, of a packed batch.
@@ -91,18 +93,20 @@ class GlmMoeDsa(nn.Module):
             view: where the rows stand in their sequences, and the cache they read and write.
             full_attention_below: queries with at most this much context attend to everything even beyond
                 `index_topk`; `FULL_ATTENTION` switches selection off.
+            selector: chooses in place of the model's own (`model/selectors.py`).
             observer: is offered each layer's activations.
 
         Raises:
             ValueError: an id outside the vocabulary, or a batch that does not match the view.
         """
         self.check_ids(token_ids, view)
-        limit = max(self.config.index_topk, full_attention_below)
-        rope = self.rope(view.rotary_positions)
+        pass_ = ForwardPass.begin(
+            self.config, view, full_attention_below=full_attention_below, selector=selector, observer=observer
+        )
         x = self.embed_tokens(token_ids)
         selection: Selection | None = None
         for layer in self.layers:
-            x, selection = layer(x, rope, view, selection, limit=limit, observer=observer)
+            x, selection = layer(x, pass_, selection)
         return self.norm(x)
 
     def check_ids(self, token_ids: Tensor, view: BatchView) -> None:
@@ -120,13 +124,6 @@ class GlmMoeDsa(nn.Module):
             if low < 0 or high >= self.config.vocab_size:
                 bad = low if low < 0 else high
                 raise ValueError(f"token id {bad} is outside the vocabulary 0..{self.config.vocab_size - 1}")
-
-    def rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Rotary tables for int64 positions `[N]`."""
-        parameters = self.config.rope_parameters
-        return ops.rope_tables(
-            parameters.inverse_frequencies(self.config.qk_rope_head_dim), positions, parameters.table_scale
-        )
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits `[M, vocab_size]` of hidden states `[M, hidden]`."""

@@ -9,29 +9,36 @@ import torch
 from torch import Tensor, nn
 
 from indexshare import ops
-from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig
 from indexshare.config.layers import INDEX_KEYS
+from indexshare.model.forward_pass import ForwardPass
 from indexshare.model.norm import LayerNorm
 from indexshare.model.observe import IndexTensors
 from indexshare.model.selection import Selection, dense_rows, sparse_rows
+from indexshare.model.selectors import build_selector
 
 KEY_NORM_EPS = 1e-6  # fixed by the published programs; not a configuration key
 
 
 class Indexer(nn.Module):
-    """Scores every earlier token and keeps the best `index_topk`.
+    """Scores every earlier token; the selector keeps `index_topk`.
 
     Each head's first `qk_rope_head_dim` values are rotary, the rest plain. Inputs are detached: the indexer
     learns from its own loss only, and the model never through the indexer.
+
+    Args:
+        layer: under which it writes its keys.
+        inputs: width of what queries are made from.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int, inputs: int) -> None:
         super().__init__()
+        self.layer = layer
+        self.selector = build_selector(config)
         self.num_heads, self.head_dim = config.index_n_heads, config.index_head_dim
         self.rope_dim, self.topk = config.qk_rope_head_dim, config.index_topk
         self.interleave = config.indexer_rope_interleave
-        self.wq_b = nn.Linear(config.q_lora_rank, self.num_heads * self.head_dim, bias=False)
+        self.wq_b = nn.Linear(inputs, self.num_heads * self.head_dim, bias=False)
         self.wk = nn.Linear(config.hidden_size, self.head_dim, bias=False)
         self.k_norm = LayerNorm(self.head_dim, KEY_NORM_EPS)
         self.weights_proj = nn.Linear(config.hidden_size, self.num_heads, bias=False)
@@ -54,46 +61,46 @@ class Indexer(nn.Module):
         weights = ops.wide_linear(x, self.weights_proj.weight) * self.scale  # rounded, they flip near-tied choices
         return self._rotate(q, rope), weights
 
-    def forward(
-        self, x: Tensor, q_latent: Tensor, rope: tuple[Tensor, Tensor], view: BatchView, layer: int, limit: int,
-        *, want_tensors: bool = False,
-    ) -> tuple[Selection, IndexTensors | None]:  # fmt: skip
-        """Write this batch's index keys and choose tokens for the rows whose context exceeds `limit`.
+    def forward(self, x: Tensor, q_latent: Tensor, pass_: ForwardPass) -> tuple[Selection, IndexTensors | None]:
+        """Write this batch's index keys and choose tokens for the rows whose context exceeds the limit.
 
         Args:
-            x: `[N, hidden]` normalised hidden states; q_latent: `[N, q_lora_rank]` after its norm.
-            rope: tables for the rows' positions; limit: contexts up to this length attend to everything.
-            want_tensors: also return the activations of all rows (for the indexer's loss).
+            x: `[N, hidden]` normalised hidden states; q_latent: `[N, inputs]`, what queries are made from.
+
+        Returns:
+            The selection, and the activations of all rows if the observer wants them (for the indexer's loss).
         """
-        x, q_latent = x.detach(), q_latent.detach()
+        x, q_latent, rope = x.detach(), q_latent.detach(), pass_.rope
         keys = self.keys(x, rope)
-        view.write(layer, INDEX_KEYS, keys)
-        rows = sparse_rows(view, limit)
+        pass_.view.write(self.layer, INDEX_KEYS, keys)
+        rows = sparse_rows(pass_.view, pass_.limit)
         tensors = None
-        if want_tensors:
+        if pass_.shows_attention:
             q, weights = self.queries(x, q_latent, rope)
             tensors = IndexTensors(q, weights, keys)
             q, weights = q[rows], weights[rows]
         elif rows.numel() == 0:
             empty = rows.new_empty(0, self.topk)
-            return Selection(limit, rows, empty, empty), None
+            return Selection(pass_.limit, rows, empty, empty), None
         elif rows.numel() == x.shape[0]:
             q, weights = self.queries(x, q_latent, rope)
         else:
             q, weights = self.queries(x[rows], q_latent[rows], (rope[0][rows], rope[1][rows]))
-        return self.select(q, weights, rows, view, layer, limit), tensors
+        return self.select(q, weights, rows, pass_), tensors
 
     @torch.no_grad()
-    def select(self, q: Tensor, weights: Tensor, rows: Tensor, view: BatchView, layer: int, limit: int) -> Selection:
-        """Top-k of each sequence's rows, q `[M, H, D]` and weights `[M, H]` in the order of `rows`."""
+    def select(self, q: Tensor, weights: Tensor, rows: Tensor, pass_: ForwardPass) -> Selection:
+        """The choice of each sequence's rows, q `[M, H, D]` and weights `[M, H]` in the order of `rows`."""
+        view, limit = pass_.view, pass_.limit
+        selector = pass_.selector or self.selector
         positions, slots, start = [], [], 0
         for i, span in enumerate(view.spans):
             count = span.length - dense_rows(span, limit)
             if count:
                 part = slice(start, start + count)
                 at = view.positions[rows[part]]
-                keys = view.read(layer, INDEX_KEYS, i)
-                chosen = ops.select_topk(q[part], weights[part], keys, at, self.topk)
+                keys = view.read(self.layer, INDEX_KEYS, i)
+                chosen = selector(q[part], weights[part], keys, at, self.topk)
                 positions.append(chosen)
                 slots.append(view.slots(i, chosen))
                 start += count
@@ -101,7 +108,7 @@ class Indexer(nn.Module):
             empty = rows.new_empty(0, self.topk)
             return Selection(limit, rows, empty, empty)
         selection = Selection(limit, rows, _joined(positions), _joined(slots))
-        view.announce(layer, selection.slots)
+        view.announce(self.layer, selection.slots)
         return selection
 
 

@@ -20,7 +20,8 @@ class Selection:
     The rule is per query, so it does not depend on chunking: a query at position p attends to everything when
     `p + 1 <= limit`, else to its row here. `rows` int64 `[M]` are packed rows of the batch, ascending;
     `positions` int64 `[M, k]` are ascending positions in the query's own sequence; `slots` int64 `[M, k]` are the
-    same tokens as rows of the cache pool, equal for all layers.
+    same tokens as rows of the cache pool, equal for all layers. Where g groups of attention heads have a choice each,
+    both are `[M, g, k]`: the first group is that of the first heads.
     """
 
     limit: int
@@ -32,6 +33,11 @@ class Selection:
     def num_rows(self) -> int:
         """Queries with a selection, M."""
         return self.rows.numel()
+
+    @property
+    def groups(self) -> int:
+        """Groups of heads with a choice of their own, g."""
+        return 1 if self.slots.dim() == 2 else self.slots.shape[1]
 
 
 def dense_rows(span: Span, limit: int) -> int:

@@ -49,7 +49,7 @@ class Decoder:
 
     def __init__(self, weights: ModelWeights, dtype: torch.dtype, keep: Any) -> None:
         library = native().library
-        assert library is not None, "ask `dispatch.decode_step_refusal` first"
+        assert library is not None, "ask `native_step.unavailable` first"
         library.indexshare_decode_new.restype = ctypes.c_void_p
         self._handle = library.indexshare_decode_new(ctypes.c_int(dtype == torch.bfloat16), ctypes.byref(weights))
         if not self._handle:

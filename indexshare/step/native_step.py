@@ -13,23 +13,45 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from indexshare import ops
 from indexshare.adapt.quantized import QuantExperts, QuantLinear, QuantUp, is_quantized
 from indexshare.cache.paged import PagedCache, PagedView
 from indexshare.cache.view import BatchView
 from indexshare.config.layers import INDEX_KEYS
 from indexshare.config.mla import LATENTS
+from indexshare.model.attention.mla import LATENT_NORM_EPS, MLA
+from indexshare.model.experts import MoE, SwiGLU
+from indexshare.model.forward_pass import attention_limit
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.indexer import KEY_NORM_EPS, Indexer
 from indexshare.model.layer import DecoderLayer
-from indexshare.model.mla import LATENT_NORM_EPS, MLA
-from indexshare.model.moe import MoE, SwiGLU
-from indexshare.ops.dispatch import decode_step_refusal
+from indexshare.model.selectors import content
+from indexshare.ops.native import native
 from indexshare.ops.packed.packing import PackedWeight
 from indexshare.step import structs
 from indexshare.step.decoder import Decoder, max_rows
 from indexshare.step.structs import FeedForward, IndexerWeights, LayerWeights, Matrix, ModelWeights
 
 MAX_ROWS = 16  # beyond it a step is products of matrices, which torch multiplies faster
+
+
+def unavailable() -> str | None:
+    """Why every decode step must be computed operation by operation, or None.
+
+    Forcing anything but `"cpu"` is such a reason, so that a forced implementation is what runs.
+    """
+    if any(name != "cpu" for name in ops.forced()):
+        return "forced"
+    found = native()
+    return None if found.library is not None else f"C++ kernels {found.reason}"
+
+
+def explain() -> dict[str, str]:
+    """The decode step as a row of `ops.explain`."""
+    refusal = unavailable()
+    if refusal is not None:
+        return {"op": "decode step", "implementation": "torch", "reason": refusal}
+    return {"op": "decode step", "implementation": "cpu", "reason": f"all layers in one call, {native().reason}"}
 
 
 class NativeStep:
@@ -50,12 +72,13 @@ class NativeStep:
         self._looked = False
         self._pools: tuple[Any, Any] = (None, None)
         self._cache: ref[PagedCache] | None = None
+        self._parts = _refusal_of_parts(model)
 
     def refusal(self, view: BatchView) -> str | None:
         """Why the next step cannot run here, or None. Cheap enough to ask at every step."""
-        reason = decode_step_refusal()
-        if reason is not None:
-            return reason
+        reason = unavailable()
+        if reason is not None or self._parts is not None:
+            return reason or self._parts
         if not isinstance(view, PagedView):
             return "not a paged cache"
         if view.num_rows > min(MAX_ROWS, max_rows()):
@@ -105,7 +128,7 @@ class NativeStep:
         latents, index_keys = self._of_cache(view.cache)
         return decoder.step(
             ids, view.positions, view.written, tables, latents=latents, index_keys=index_keys,
-            block_size=view.cache.block_size, limit=max(config.index_topk, full_attention_below),
+            block_size=view.cache.block_size, limit=attention_limit(config, full_attention_below),
             wanted=range(len(ids)) if wanted is None else wanted,
         )  # fmt: skip
 
@@ -145,6 +168,18 @@ class NativeStep:
         return self._pools
 
 
+def _refusal_of_parts(model: GlmMoeDsa) -> str | None:
+    """Why the step does not know a model's parts, or None: it has latent attention and the indexer's own choice."""
+    for layer in model.layers:
+        assert isinstance(layer, DecoderLayer)
+        mla = layer.self_attn
+        if not isinstance(mla, MLA):
+            return f"attention of another kind: {type(mla).__name__}"
+        if mla.indexer is not None and mla.indexer.selector is not content:
+            return "the selection is not the indexer's alone"
+    return None
+
+
 class _Collector:
     """Fills the C++ side's structures from modules, and keeps alive what they point to."""
 
@@ -160,7 +195,7 @@ class _Collector:
         frequencies = torch.tensor(rope.inverse_frequencies(config.qk_rope_head_dim), dtype=torch.float32)
         self.keep += [layers, frequencies]
         first = trunk[0].self_attn
-        assert first.indexer is not None, "the first layer is Full in every plan"
+        assert isinstance(first, MLA) and first.indexer is not None, "the first layer is Full in every plan"
         weights = ModelWeights(
             embedding=self.vector(model.embed_tokens.weight), final_norm=self.vector(model.norm.weight),
             head=self.linear(model.lm_head), layers=ctypes.cast(layers, ctypes.POINTER(LayerWeights)),
@@ -181,6 +216,7 @@ class _Collector:
             input_norm=self.vector(layer.input_layernorm.weight),
             post_norm=self.vector(layer.post_attention_layernorm.weight),
         )
+        assert isinstance(layer.self_attn, MLA)
         self.attention(layer.self_attn, weights)
         if isinstance(layer.mlp, MoE):
             weights.sparse = 1

@@ -2,64 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from indexshare import ops
 from indexshare.data.batch import IGNORE
-from indexshare.ops.elementwise import wide
+from indexshare.ops.loss.reference import linear_cross_entropy
 
 _CHUNK_BYTES = 8 << 20  # of float32 logits held at once
 
 
 def next_token_loss_reference(hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int = IGNORE) -> Tensor:
     """`next_token_loss` in plain float32 (float64 for float64 inputs), storing all logits."""
-    dtype = wide(hidden.dtype)
-    logits = hidden.to(dtype) @ weight.to(dtype).T
-    total = F.cross_entropy(logits, targets, ignore_index=ignore, reduction="sum")
-    return total / (targets != ignore).sum().clamp(min=1)
-
-
-class _LinearCrossEntropy(torch.autograd.Function):
-    """Sum of cross-entropies of hidden @ weight.T, whose gradient is made chunk by chunk in the forward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, ignore: int) -> Tensor:
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        rows = max(1, _CHUNK_BYTES // (4 * weight.shape[0]))
-        dtype = wide(hidden.dtype)
-        total = torch.zeros((), dtype=dtype, device=hidden.device)
-        grad_hidden = torch.empty_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros(weight.shape, dtype=dtype, device=weight.device) if need_weight else None
-        for start in range(0, len(hidden), rows):
-            h, t = hidden[start : start + rows], targets[start : start + rows]
-            counted = t != ignore
-            index = t.clamp(min=0)[:, None]
-            logits = (h @ weight.T).to(dtype)
-            chosen, top = logits.gather(1, index), logits.amax(-1, keepdim=True)
-            # One exponential per logit, in place: softmax and log_softmax in float32 take several times as long
-            exponentials = logits.sub_(top).exp_()
-            norm = exponentials.sum(-1, keepdim=True)
-            total += torch.where(counted, (norm.log() + top - chosen)[:, 0], 0.0).sum()
-            if not (need_hidden or need_weight):
-                continue
-            ones = counted[:, None].to(dtype)
-            grad = exponentials.mul_(ones / norm).scatter_add_(1, index, -ones).to(hidden.dtype)
-            if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[start : start + rows])
-            if grad_weight is not None:
-                grad_weight += grad.T @ h
-        ctx.save_for_backward(grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Tensor | None, ...]:
-        (grad_output,) = grads
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scaled = [None if g is None else g * grad_output.to(g.dtype) for g in (grad_hidden, grad_weight)]
-        return scaled[0], scaled[1], None, None
+    return linear_cross_entropy(hidden, weight, targets, ignore) / (targets != ignore).sum().clamp(min=1)
 
 
 def next_token_loss(
@@ -78,9 +34,7 @@ def next_token_loss(
     Returns:
         float32 scalar, in nats. Softmax and sums are float32 (or wider); products are in the inputs' dtype.
     """
-    if not torch.is_grad_enabled():  # a custom function is told "gradient wanted" of a parameter even then
-        hidden, weight = hidden.detach(), weight.detach()
-    total = _LinearCrossEntropy.apply(hidden, weight, targets, ignore)
+    total = ops.linear_cross_entropy(hidden, weight, targets, ignore)
     return total / max(1, int((targets != ignore).sum()) if count is None else count)
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from indexshare import ops
 from indexshare.cache.view import InFlightView
 from indexshare.data.batch import Batch
+from indexshare.model.experts import MoE
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.moe import MoE
 from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
 from indexshare.model.selection import FULL_ATTENTION, dense_rows
 from indexshare.train.objectives import next_token_loss, update_expert_bias

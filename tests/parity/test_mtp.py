@@ -14,7 +14,7 @@ from indexshare.cache.view import InFlightView
 from indexshare.checkpoint.tensor_files import SINGLE_FILE
 from indexshare.config.layers import INDEX_KEYS
 from indexshare.config.mla import LATENTS
-from indexshare.model.mtp import DraftState
+from indexshare.model.draft.mtp import DraftState
 from tests.parity.mtp_reference import NaiveDraftLayer
 from tests.tolerance import TOL
 from tests.unit.checkpoint.checkpoints import random_model, tiny_config

@@ -10,16 +10,16 @@ import ctypes
 import torch
 from torch import Tensor
 
-from indexshare.ops.experts import torch_impl
+from indexshare.ops.experts.grouped import grouped_experts
 from indexshare.ops.native import native, processor_features
-from indexshare.ops.rows import cpu_impl as rows_cpu
+from indexshare.ops.rows.launch import swiglu, unsupported
 
 
-def route_unsupported(scores: Tensor, bias: Tensor) -> str | None:
+def route_unsupported(scores: Tensor, bias: Tensor, **_: object) -> str | None:
     """Why the kernel cannot take these arguments of `route`, or None."""
     if scores.dtype != torch.float32:
         return f"dtype {scores.dtype}"
-    return rows_cpu.unsupported(scores, bias)
+    return unsupported(scores, bias)
 
 
 def route(
@@ -50,10 +50,9 @@ def route(
     return ids, weights
 
 
-def experts_unsupported(x: Tensor) -> str | None:
+def experts_unsupported(x: Tensor, *_: Tensor) -> str | None:
     """Why the kernels cannot take these arguments of `experts`, or None. Gradients are no reason: see there."""
-    with torch.no_grad():
-        return rows_cpu.unsupported(x)
+    return unsupported(x, differentiable=True)
 
 
 def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -61,7 +60,7 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tens
     tensors = (x, weights, gate_up, down)
     wanted = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     if wanted or not ids.numel() or _library_is_faster(x.dtype) or not _fits(x, gate_up, down):
-        return torch_impl.experts(x, ids, weights, gate_up, down, group=group, activation=rows_cpu.swiglu)
+        return grouped_experts(x, ids, weights, gate_up, down, group=group, activation=swiglu)
     return products(x, ids, weights, gate_up, down)
 
 

@@ -7,9 +7,10 @@ Shape letters: N tokens, X experts, k experts per token, H hidden, I expert widt
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from indexshare.ops.elementwise import swiglu, wide
+from indexshare.ops.precision import wide
 
 
 def route(
@@ -54,6 +55,6 @@ def experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tens
     out = torch.zeros(x.shape, dtype=dtype, device=x.device)
     for token in range(x.shape[0]):
         for expert, weight in zip(ids[token].tolist(), weights[token].to(dtype), strict=True):
-            inner = swiglu(*(gate_up[expert].to(dtype) @ x[token].to(dtype)).chunk(2))
-            out[token] += weight * (down[expert].to(dtype) @ inner)
+            gate, up = (gate_up[expert].to(dtype) @ x[token].to(dtype)).chunk(2)
+            out[token] += weight * (down[expert].to(dtype) @ (F.silu(gate) * up))
     return out.to(x.dtype)

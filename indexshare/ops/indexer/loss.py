@@ -8,28 +8,15 @@ Shape letters: N packed rows, H index heads, D index width, A attention heads, R
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from indexshare.ops.elementwise import wide
+from indexshare.ops.indexer.kl_rows import KLRows
+from indexshare.ops.precision import wide
 
 CHUNK_BYTES = 8 << 20  # what a core keeps near it
-
-
-@dataclass(frozen=True)
-class KLRows:
-    """The candidate keys of some queries, given in one of two ways.
-
-    Either `slots` int64 `[M, k]` lists the rows of the keys for each query, or the candidates of query `rows[i]`
-    are all packed rows from `first` up to and including `rows[i]`.
-    """
-
-    rows: Tensor
-    first: int = 0
-    slots: Tensor | None = None
 
 
 class _IndexerKL(torch.autograd.Function):
@@ -111,14 +98,5 @@ def indexer_kl(
     groups: list[KLRows],
     scale: float,
 ) -> Tensor:
-    """Sum over rows of `KL(mean over heads of the attention || softmax of the index scores)`, a float32 scalar.
-
-    Args:
-        q: `[N, H, D]` index queries; weights: `[N, H]` head weights, scales folded in; keys: `[N, D]`.
-        queries: `[N, A, R]` absorbed attention queries; latents: `[N, R]`. Both are constants here.
-        groups: which rows, and the candidates of each; rows in no group do not count.
-        scale: softmax scale of the attention.
-
-    Gradient reaches q, weights and keys only. Source: DeepSeek-V3.2 report, equations 3 and 4.
-    """
+    """See the reference; the gradient is made with the loss, in chunks of rows."""
     return _IndexerKL.apply(q, weights, keys, queries.detach(), latents.detach(), groups, scale)

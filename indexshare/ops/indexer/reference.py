@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from indexshare.ops.elementwise import wide
+from indexshare.ops.indexer.kl_rows import KLRows
+from indexshare.ops.precision import wide
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
@@ -40,7 +41,7 @@ def select_topk(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, top
     return result
 
 
-def indexer_kl(scores: Tensor, target: Tensor, visible: Tensor) -> Tensor:
+def kl_of_scores(scores: Tensor, target: Tensor, visible: Tensor) -> Tensor:
     """`sum over rows of KL(target || softmax(scores))` on the visible keys, a scalar.
 
     Shapes: scores, target `[Q, T]` (target rows sum to one on visible keys), visible bool `[Q, T]`.
@@ -59,3 +60,27 @@ def attention_target(q: Tensor, latents: Tensor, visible: Tensor, scale: float) 
     dtype = wide(q.dtype)
     logits = torch.einsum("qhr,tr->qht", q.to(dtype), latents.to(dtype)) * scale
     return logits.masked_fill(~visible[:, None], -torch.inf).softmax(-1).mean(1)
+
+
+def indexer_kl(
+    q: Tensor, weights: Tensor, keys: Tensor, queries: Tensor, latents: Tensor, groups: list[KLRows], scale: float
+) -> Tensor:
+    """Sum over rows of `KL(mean over heads of the attention || softmax of the index scores)`, a float32 scalar.
+
+    Args:
+        q: `[N, H, D]` index queries; weights: `[N, H]` head weights, scales folded in; keys: `[N, D]`.
+        queries: `[N, A, R]` absorbed attention queries; latents: `[N, R]`. Both are constants here.
+        groups: which rows, and the candidates of each; rows in no group do not count.
+        scale: softmax scale of the attention.
+
+    Gradient reaches q, weights and keys only. Source: DeepSeek-V3.2 report, equations 3 and 4.
+    """
+    queries, latents = queries.detach(), latents.detach()
+    total = torch.zeros((), dtype=wide(q.dtype), device=q.device)
+    for group in groups:
+        visible = torch.zeros(group.rows.numel(), keys.shape[0], dtype=torch.bool, device=q.device)
+        for i, row in enumerate(group.rows.tolist()):
+            visible[i, slice(group.first, row + 1) if group.slots is None else group.slots[i]] = True
+        target = attention_target(queries[group.rows], latents, visible, scale)
+        total = total + kl_of_scores(index_scores(q[group.rows], weights[group.rows], keys), target, visible)
+    return total

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from indexshare.ops.elementwise import wide
+from indexshare.ops.precision import wide
 
 # Scores of one chunk plus one head's temporary; small enough to stay in the last-level cache of a laptop.
 CHUNK_BYTES = 16 << 20

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from indexshare.ops.elementwise import wide
+from indexshare.ops.precision import wide
 
 
-def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:
     """Attention of absorbed queries over the chosen latents.
 
     Args:
@@ -22,8 +22,13 @@ def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: 
         scale: softmax scale. value_dim: C, the leading part of a row that is summed.
 
     Returns:
-        `[Q, A, C]` in the dtype of q, and the log-sum-exp of the scaled logits, float32 `[Q, A]` (-inf for no slot).
+        `[Q, A, C]` in the dtype of q.
     """
+    return sparse_mla_with_lse(q, pool, slots, scale, value_dim)[0]
+
+
+def sparse_mla_with_lse(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+    """The same, and the log-sum-exp of the scaled logits, float32 `[Q, A]` (-inf for no slot)."""
     dtype = wide(q.dtype)
     out = torch.zeros(*q.shape[:2], value_dim, dtype=dtype, device=q.device)
     lse = torch.full(q.shape[:2], -torch.inf, dtype=dtype, device=q.device)

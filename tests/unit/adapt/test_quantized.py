@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from indexshare import ops
 from indexshare.adapt.quantized import is_quantized, quantize_weights
 from indexshare.checkpoint.load import load_model
 from indexshare.checkpoint.save import save_model
@@ -12,7 +13,6 @@ from indexshare.config import preset
 from indexshare.engine.llm import LLM
 from indexshare.engine.request import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.ops import dispatch
 from indexshare.ops.quant import dequantize_groups, quantize_groups
 from tests.tolerance import TOL
 
@@ -54,7 +54,7 @@ def test_decoding_with_packed_weights_equals_prefill_with_them(weights: str) -> 
     model = quantize_weights(tiny(), weights)
     prompts = [torch.randint(256, (n,)).tolist() for n in (5, 60, 33)]
     outputs = LLM(model, cache_tokens=512).generate(prompts, GREEDY)
-    with dispatch.force("torch"):
+    with ops.force("torch"):
         expected = LLM(model, cache_tokens=512).generate(prompts, GREEDY)
     assert [out.token_ids for out in outputs] == [out.token_ids for out in expected]
 

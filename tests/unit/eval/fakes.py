@@ -7,11 +7,11 @@ from torch import Tensor, nn
 
 from indexshare.cache.view import BatchView
 from indexshare.config import preset
+from indexshare.model.draft.mtp import DraftState
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.mtp import DraftState
 from indexshare.model.observe import Observer
 from indexshare.model.selection import Selection
-from indexshare.ops import dispatch
+from indexshare.model.selectors import Selector, recent
 from indexshare.text.tokenizer import Tokenizer
 
 SURE = 12.0  # a logit that leaves little to the others
@@ -36,12 +36,13 @@ class FakeModel(GlmMoeDsa):
         return torch.zeros(len(ids), self.config.vocab_size)
 
     def trunk(
-        self, token_ids: Tensor, view: BatchView, *, full_attention_below: int = 0, observer: Observer | None = None
-    ) -> Tensor:
+        self, token_ids: Tensor, view: BatchView, *, full_attention_below: int = 0,
+        selector: Selector | None = None, observer: Observer | None = None,
+    ) -> Tensor:  # fmt: skip
         self.check_ids(token_ids, view)
-        recent = any(row["implementation"] == "recent" for row in dispatch.explain())
-        parts = token_ids.split([span.length for span in view.spans])
-        return torch.cat([self.follow(p.tolist(), self.config.index_topk if recent else len(p)) for p in parts])
+        parts = [part.tolist() for part in token_ids.split([span.length for span in view.spans])]
+        near = selector is recent
+        return torch.cat([self.follow(part, self.config.index_topk if near else len(part)) for part in parts])
 
 
 class Answerer(FakeModel):

@@ -1,11 +1,13 @@
 """What is measured is what it says: the gate catches wrong kernels, the twin is the model, engines are the users'."""
 
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
 
+from indexshare import ops
 from indexshare.config import preset
 from indexshare.engine.llm import LLM
 from indexshare.measure import gate, kernels
@@ -14,7 +16,6 @@ from indexshare.measure.runs import PREFILL_CHUNK, engine_for, random_prompt, re
 from indexshare.measure.subject import Subject
 from indexshare.measure.timing import Spread
 from indexshare.model.selection import FULL_ATTENTION
-from indexshare.ops import dispatch
 from tests.unit.measure.test_results import CEILINGS
 
 
@@ -35,14 +36,15 @@ def test_the_gate_passes_as_things_are(dtype: torch.dtype) -> None:
     ],
 )
 def test_the_gate_catches_a_wrong_operation(
-    monkeypatch: pytest.MonkeyPatch, operation: str, spoil: object, caught: str
+    operation: str, spoil: Callable[[torch.Tensor], torch.Tensor], caught: str
 ) -> None:
-    table = dispatch._IMPLEMENTATIONS[operation]
-    for name in ("cpu", "torch"):
-        if name in table:
-            right = table[name]
-            monkeypatch.setitem(table, name, lambda *args, right=right: spoil(right(*args)))  # type: ignore[operator]
-    failed = [check.what for check in gate.check_operations(preset("tiny"), torch.float32) if not check.passed]
+    right = getattr(ops, operation)
+    wrong = ops.Backend(name="wrong", title="wrong kernels", status=lambda: ops.Status(True, "wrong"))
+    right.register(ops.Implementation(wrong, lambda *args: spoil(right.__wrapped__(*args))))
+    try:
+        failed = [check.what for check in gate.check_operations(preset("tiny"), torch.float32) if not check.passed]
+    finally:
+        right.remove("wrong")
     assert caught in failed
 
 

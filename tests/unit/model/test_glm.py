@@ -3,13 +3,13 @@
 import pytest
 import torch
 
+from indexshare import ops
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import InFlightView
 from indexshare.config import ModelConfig, SharePlan, preset
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import AttentionRecord, Observer
 from indexshare.model.selection import FULL_ATTENTION
-from indexshare.ops import dispatch
 from tests.tolerance import TOL
 
 LOGITS = TOL["logits between forms", "float32"].bounds
@@ -25,7 +25,7 @@ def test_fast_paths_equal_the_reference_beyond_topk(pattern: str) -> None:
     ids = torch.randint(0, 256, (2, 61))
     with torch.no_grad():
         actual = model(ids)
-        with dispatch.force("reference"):
+        with ops.force("reference"):
             expected = model(ids)
     torch.testing.assert_close(actual, expected, **LOGITS)
 

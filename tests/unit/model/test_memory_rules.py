@@ -13,8 +13,9 @@ from indexshare.cache.view import InFlightView
 from indexshare.config import preset
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
+from indexshare.ops.dense_attention import causal
+from indexshare.ops.dense_attention import torch_impl as dense_torch
 from indexshare.ops.indexer import torch_impl as indexer_torch
-from indexshare.ops.sparse_mla import causal
 from indexshare.ops.sparse_mla import torch_impl as mla_torch
 
 LENGTHS = (512, 1024, 2048)
@@ -38,7 +39,7 @@ class LargestStorage(TorchDispatchMode):
 @pytest.fixture
 def model(monkeypatch: pytest.MonkeyPatch) -> GlmMoeDsa:
     """`tiny`, selecting 8 tokens, with byte budgets that short sequences exceed."""
-    for module in (indexer_torch, mla_torch):
+    for module in (indexer_torch, dense_torch, mla_torch):
         monkeypatch.setattr(module, "CHUNK_BYTES", 1 << 14)
     monkeypatch.setattr(causal, "BLOCK", 8)
     monkeypatch.setattr(causal, "KEEP_BYTES", 1 << 14)

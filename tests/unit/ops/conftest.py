@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from indexshare.ops import dispatch
+from indexshare import ops
 from indexshare.ops.native import native
 
 
@@ -18,5 +18,5 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """Forces one implementation; skips the C++ kernels where they cannot be built."""
     if request.param not in fast_implementations():
         pytest.skip(native().reason)
-    with dispatch.force(request.param):
+    with ops.force(request.param):
         yield request.param

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from indexshare import ops
-from indexshare.ops.sparse_mla import causal
+from indexshare.ops.dense_attention import causal
 from tests.tolerance import TOL
 
 HEADS, WIDTH, VALUE, SCALE = 3, 10, 6, 0.4

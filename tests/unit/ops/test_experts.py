@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from indexshare import ops
-from indexshare.ops.experts import reference, torch_impl
+from indexshare.ops.experts import grouped, reference, torch_impl
 from tests.tolerance import TOL
 
 
@@ -60,8 +60,8 @@ def test_padded_stretches_change_nothing(dtype: torch.dtype) -> None:
     x, _, weights, gate_up, down = _case(tokens, dtype)
     likes = torch.tensor([1.5, 0.3, -9.0, 0.2, 0.0])
     ids = (likes + torch.rand(tokens, 5)).topk(2).indices.sort().values
-    plan = torch_impl._Grouping(ids, 5, torch_impl.group)
-    grain = torch_impl._grain(2 * tokens, 5)
+    plan = grouped._Grouping(ids, 5, torch_impl.group)
+    grain = grouped._grain(2 * tokens, 5)
     lengths = {e: part.stop - part.start for e, part in plan.groups}
     assert grain == 4 and lengths.keys() == {0, 1, 3, 4}
     assert lengths == {e: -(-int((ids == e).sum()) // grain) * grain for e in lengths}
@@ -81,4 +81,4 @@ def test_padded_stretches_change_nothing(dtype: torch.dtype) -> None:
 
 
 def test_the_grain_of_padding_is_small() -> None:
-    assert [torch_impl._grain(pairs, 8) for pairs in (1, 127, 255, 256, 4096, 1 << 20)] == [1, 1, 1, 2, 32, 8192]
+    assert [grouped._grain(pairs, 8) for pairs in (1, 127, 255, 256, 4096, 1 << 20)] == [1, 1, 1, 2, 32, 8192]

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexshare import ops
-from indexshare.ops import dispatch
 from indexshare.ops.indexer import reference, torch_impl
 from tests.tolerance import TOL
 from tests.unit.ops.conftest import fast_implementations
@@ -33,7 +32,7 @@ def test_exact_selection_with_ties(queries: int, extra: int, heads: int, topk: i
     kept, torch_impl.CHUNK_BYTES = torch_impl.CHUNK_BYTES, rows * 8 * k.shape[0]
     try:
         for name in fast_implementations():
-            with dispatch.force(name):
+            with ops.force(name):
                 assert torch.equal(ops.select_topk(q, w, k, positions, topk), expected), name
     finally:
         torch_impl.CHUNK_BYTES = kept
@@ -75,18 +74,6 @@ def _kl_case(dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(s, dtype=dtype) for s in shapes)
 
 
-def _kl_by_formula(q, w, k, queries, latents, groups, scale):  # type: ignore[no-untyped-def]
-    total = torch.zeros((), dtype=q.dtype)
-    for group in groups:
-        visible = torch.zeros(len(group.rows), k.shape[0], dtype=torch.bool)
-        for i, row in enumerate(group.rows.tolist()):
-            visible[i, group.slots[i] if group.slots is not None else slice(group.first, row + 1)] = True
-        target = reference.attention_target(queries[group.rows], latents, visible, scale)
-        scores = reference.index_scores(q[group.rows], w[group.rows], k)
-        total = total + reference.indexer_kl(scores, target, visible)
-    return total
-
-
 def test_kl_equals_its_formula_with_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     q, w, k, queries, latents = _kl_case(torch.float64)
     slots = torch.tensor([[4, 5], [4, 6], [5, 7], [5, 8]])
@@ -96,7 +83,7 @@ def test_kl_equals_its_formula_with_gradients(monkeypatch: pytest.MonkeyPatch) -
         ops.KLRows(torch.arange(5, 9), slots=slots),
     ]
     leaves = [t.requires_grad_() for t in (q, w, k)]
-    expected = _kl_by_formula(*leaves, queries, latents, groups, 0.5)
+    expected = reference.indexer_kl(*leaves, queries, latents, groups, 0.5)
     wanted = torch.autograd.grad(expected, leaves)
     for budget in (1 << 25, 1):  # one chunk, and one row at a time
         monkeypatch.setattr("indexshare.ops.indexer.loss.CHUNK_BYTES", budget)
@@ -114,7 +101,7 @@ def test_kl_in_bfloat16_is_near_the_formula() -> None:
     slots = torch.stack([torch.randperm(r + 1)[:64] for r in range(200, 300, 3)])
     groups = [ops.KLRows(torch.arange(0, 200, 7)), ops.KLRows(torch.arange(200, 300, 3), slots=slots)]
     results = []
-    for function, dtype in ((_kl_by_formula, torch.float64), (ops.indexer_kl, torch.bfloat16)):
+    for function, dtype in ((reference.indexer_kl, torch.float64), (ops.indexer_kl, torch.bfloat16)):
         leaves = [t.to(dtype).requires_grad_() for t in (q, w * 0.05, k)]
         loss = function(*leaves, queries.to(dtype), latents.to(dtype), groups, 0.1)
         results.append((loss.detach().double(), *(g.double() for g in torch.autograd.grad(loss, leaves))))
@@ -127,19 +114,3 @@ def test_kl_is_zero_for_a_single_candidate_and_reaches_no_attention_input() -> N
     assert ops.indexer_kl(q, w, k, queries, latents, [ops.KLRows(torch.tensor([0]))], 1.0).abs() < 1e-6
     ops.indexer_kl(q, w, k, queries, latents, [ops.KLRows(torch.arange(9))], 1.0).backward()
     assert queries.grad is None and latents.grad is None and q.grad is not None and q.grad.abs().sum() > 0
-
-
-def test_the_recent_control_ignores_scores() -> None:
-    q, w, k, _ = _inputs(3, 50, 2, 4)
-    with dispatch.force("recent"):
-        chosen = ops.select_topk(q, w, k, torch.tensor([49, 2, 4]), 5)
-        assert {row["op"] for row in dispatch.explain() if row["implementation"] == "recent"} == {"select_topk"}
-    assert chosen.tolist() == [[45, 46, 47, 48, 49], [0, 1, 2, -1, -1], [0, 1, 2, 3, 4]]
-    assert dispatch.explain()[0]["implementation"] != "recent"
-
-
-def test_other_operations_are_chosen_as_ever_beside_the_control() -> None:
-    """A kernel that refuses a call is not called because something else is forced: here, rows that want gradients."""
-    x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(2, 4)
-    with dispatch.force("recent"):
-        assert ops.wide_linear(x, weight).requires_grad and ops.rms_norm(x, weight[0], 1e-5).requires_grad

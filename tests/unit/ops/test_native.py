@@ -11,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexshare.ops import dispatch
+from indexshare import ops
 from indexshare.ops import native as native_room
+from indexshare.ops import operations
 from indexshare.ops.indexer import cpu_impl as indexer_cpu
 from indexshare.ops.indexer import reference as indexer_reference
 from indexshare.ops.native import LEVELS, Level, best_level, build, library_name, native, processor_features
@@ -141,7 +142,7 @@ def check_attention(
     pool[unused] = torch.nan
     storage = torch.full((rows, width + 5), torch.nan, dtype=dtype)
     storage[:, 1 : width + 1] = pool
-    expected, expected_lse = mla_reference.sparse_mla(q, pool, slots, 0.3, values)
+    expected, expected_lse = mla_reference.sparse_mla_with_lse(q, pool, slots, 0.3, values)
     actual, lse = mla_cpu.sparse_mla_with_lse(q, storage[:, 1 : width + 1], slots, 0.3, values, want_lse=True)
     torch.testing.assert_close(actual, expected, **TOL["sparse mla", str(dtype)[6:]].bounds)
     assert lse is not None
@@ -161,7 +162,7 @@ def test_attention_over_shapes(seed: int, queries: int, heads: int, width: int, 
 def test_attention_to_infinities_and_nan_is_torchs(bad: float) -> None:
     q, pool, slots = torch.randn(3, 4, 24), torch.randn(50, 24), torch.randint(50, (3, 40))
     pool[slots[1, 7]] = bad
-    expected, _ = mla_reference.sparse_mla(q, pool, slots, 0.3, 16)
+    expected, _ = mla_reference.sparse_mla_with_lse(q, pool, slots, 0.3, 16)
     actual = mla_cpu.sparse_mla(q, pool, slots, 0.3, 16)
     assert torch.equal(actual.isnan(), expected.isnan()) and bool(actual.isnan().any())
     torch.testing.assert_close(actual, expected, equal_nan=True, **TOL["sparse mla", "float32"].bounds)
@@ -209,10 +210,10 @@ def test_dispatch_takes_torch_where_the_kernels_cannot_help() -> None:
     odd = torch.randn(2, 3, 7).bfloat16()
     assert indexer_cpu.unsupported(odd, w, keys[:, :7].bfloat16(), at, 4) == "odd width in bfloat16"
     assert mla_cpu.unsupported(odd, keys[:, :7].bfloat16(), at[:, None], 0.3, 4) == "odd width in bfloat16"
-    chosen = dispatch.select_topk(q.double(), w.double(), keys.double(), at, 4)
+    chosen = ops.select_topk(q.double(), w.double(), keys.double(), at, 4)
     assert torch.equal(chosen, indexer_reference.select_topk(q, w, keys, at, 4))
-    with dispatch.force("cpu"), pytest.raises(ValueError, match="forced to the C\\+\\+ kernels, which cannot"):
-        dispatch.select_topk(q.double(), w.double(), keys.double(), at, 4)
+    with ops.force("cpu"), pytest.raises(ValueError, match="forced to the C\\+\\+ kernels, which cannot"):
+        ops.select_topk(q.double(), w.double(), keys.double(), at, 4)
 
 
 def test_without_a_compiler_torch_answers_and_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -221,8 +222,8 @@ def test_without_a_compiler_torch_answers_and_says_why(monkeypatch: pytest.Monke
     monkeypatch.setattr(native_room.shutil, "which", lambda name: None)
     found = native_room.native.__wrapped__()
     assert found.library is None and "no C++ compiler found" in found.reason
-    monkeypatch.setattr(dispatch, "native", lambda: found)
-    row = next(row for row in dispatch.explain() if row["op"] == "sparse_mla")
+    monkeypatch.setattr(operations, "native", lambda: found)
+    row = next(row for row in ops.explain() if row["op"] == "sparse_mla")
     assert row["implementation"] == "torch" and "no C++ compiler found" in row["reason"]
 
 
@@ -252,7 +253,7 @@ def test_every_level_agrees_with_the_reference(level: Level, libraries: Path, mo
         check_attention(seed, 5, 6, 40, 24, 200, 90)
     test_bfloat16_selects_the_mass_of_the_reference()
     q, pool, slots = torch.randn(3, 5, 24), torch.randn(60, 24), torch.randint(-1, 60, (3, 50))
-    expected = mla_reference.sparse_mla(q.bfloat16(), pool.bfloat16(), slots, 0.3, 16)[0]
+    expected = mla_reference.sparse_mla_with_lse(q.bfloat16(), pool.bfloat16(), slots, 0.3, 16)[0]
     actual = mla_cpu.sparse_mla(q.bfloat16(), pool.bfloat16(), slots, 0.3, 16)
     torch.testing.assert_close(actual, expected, **TOL["sparse mla", "bfloat16"].bounds)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from indexshare import ops
 from indexshare.config.environment import CPU_LEVELS
-from indexshare.ops import dispatch
 from indexshare.ops import native as native_room
+from indexshare.ops import operations
 from indexshare.ops.native import (
     LEVELS,
     Level,
@@ -20,6 +21,7 @@ from indexshare.ops.native import (
     processor_features,
     usable_levels,
 )
+from indexshare.step import native_step
 
 EVERYTHING = frozenset().union(*(level.needs for level in LEVELS))
 GOOD = {level.name: Native(library=ctypes.CDLL(None), level=level.name, reason=level.name) for level in LEVELS}
@@ -66,8 +68,9 @@ def test_tiles_that_do_not_work_are_not_used_and_doctor_says_why(monkeypatch: py
     found = choose(monkeypatch, GOOD | {"amx": refused})
     assert (found.library, found.level) == (GOOD["avx512bf16"].library, "avx512bf16")
     assert found.reason == f"avx512bf16; not amx: {reason}"
-    monkeypatch.setattr(dispatch, "native", lambda: found)
-    rows = {row["op"]: row for row in dispatch.explain()}
+    for room in (operations, native_step):
+        monkeypatch.setattr(room, "native", lambda: found)
+    rows = {row["op"]: row for row in (*ops.explain(), native_step.explain())}
     assert rows["select_topk"] == {"op": "select_topk", "implementation": "cpu", "reason": found.reason}
     assert f"not amx: {reason}" in rows["decode step"]["reason"]
 

@@ -5,12 +5,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from indexshare.ops import elementwise
 from indexshare.ops.experts import cpu_impl as experts_cpu
 from indexshare.ops.experts import reference as experts_reference
 from indexshare.ops.experts import torch_impl as experts_torch
 from indexshare.ops.native import native
 from indexshare.ops.rows import cpu_impl as rows
+from indexshare.ops.rows import reference, torch_impl
 from tests.tolerance import TOL
 
 pytestmark = pytest.mark.skipif(native().library is None, reason=native().reason)
@@ -29,7 +29,7 @@ def apart(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 @given(count=ROWS, width=WIDTHS, dtype=st.sampled_from(DTYPES))
 def test_rms_norm(count: int, width: int, dtype: torch.dtype) -> None:
     x, weight = apart((count, width), dtype), torch.rand(width).to(dtype)
-    expected = elementwise.rms_norm_reference(x, weight, 1e-5)
+    expected = reference.rms_norm(x, weight, 1e-5)
     bounds = TOL["rms norm", str(dtype)[6:]].bounds
     torch.testing.assert_close(rows.rms_norm(x, weight, 1e-5), expected, **bounds)
     assert rows.rms_norm(x, weight, 1e-5, out=x) is not None
@@ -46,8 +46,8 @@ def test_rms_norm(count: int, width: int, dtype: torch.dtype) -> None:
 )
 def test_apply_rope(count: int, heads: int, pairs: int, dtype: torch.dtype, interleave: bool) -> None:
     x = apart((count, heads, 2 * pairs), dtype)
-    tables = elementwise.rope_tables([1e-2 * 0.9**i for i in range(pairs)], torch.arange(count) * 50)
-    expected = elementwise.apply_rope(x, *tables, interleave=interleave)
+    tables = reference.rope_tables([1e-2 * 0.9**i for i in range(pairs)], torch.arange(count) * 50)
+    expected = torch_impl.apply_rope(x, *tables, interleave=interleave)
     bounds = TOL["rotation", str(dtype)[6:]].bounds
     torch.testing.assert_close(rows.apply_rope(x, *tables, interleave=interleave), expected, **bounds)
     rows.apply_rope(x, *tables, interleave=interleave, out=x)
@@ -62,7 +62,7 @@ def test_wide_linear(count: int, width: int, columns: int, dtype: torch.dtype) -
     expected = (x.double() @ weight.double().T).float()
     got = rows.wide_linear(x, weight)
     torch.testing.assert_close(got, expected, **TOL["wide product", "float32"].bounds)
-    torch.testing.assert_close(elementwise.wide_linear(x, weight), expected, **TOL["wide product", "float32"].bounds)
+    torch.testing.assert_close(torch_impl.wide_linear(x, weight), expected, **TOL["wide product", "float32"].bounds)
     for row in range(min(count, 3)):
         assert torch.equal(rows.wide_linear(x[row : row + 1], weight), got[row : row + 1])
 
@@ -79,7 +79,7 @@ def test_wide_linear_is_for_bfloat16_of_even_width_without_gradients() -> None:
 @given(count=ROWS, width=WIDTHS, dtype=st.sampled_from(DTYPES))
 def test_swiglu(count: int, width: int, dtype: torch.dtype) -> None:
     gate, up = apart((count, 2 * width), dtype).mul_(4).chunk(2, dim=-1)
-    expected = elementwise.swiglu(gate, up)
+    expected = torch_impl.swiglu(gate, up)
     torch.testing.assert_close(rows.swiglu(gate, up), expected, **TOL["swiglu", str(dtype)[6:]].bounds)
 
 
@@ -87,9 +87,9 @@ def test_swiglu(count: int, width: int, dtype: torch.dtype) -> None:
 def test_numbers_that_are_none_stay_none(dtype: torch.dtype) -> None:
     gate = torch.tensor([[torch.nan, torch.inf, -torch.inf, 200.0, -200.0, 0.0]], dtype=dtype)
     up = torch.ones_like(gate)
-    torch.testing.assert_close(rows.swiglu(gate, up), elementwise.swiglu(gate, up), equal_nan=True)
+    torch.testing.assert_close(rows.swiglu(gate, up), torch_impl.swiglu(gate, up), equal_nan=True)
     x = torch.tensor([[1.0, torch.nan], [torch.inf, 1.0], [0.0, 0.0]], dtype=dtype)
-    expected = elementwise.rms_norm(x, torch.ones(2, dtype=dtype), 1e-6)
+    expected = torch_impl.rms_norm(x, torch.ones(2, dtype=dtype), 1e-6)
     torch.testing.assert_close(rows.rms_norm(x, torch.ones(2, dtype=dtype), 1e-6), expected, equal_nan=True)
 
 

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from indexshare import ops
-from indexshare.ops import dispatch
 from indexshare.ops.sparse_mla import reference, torch_impl
 from tests.tolerance import TOL
 
@@ -20,7 +19,7 @@ def _case(queries: int, pool: int, k: int, dtype: torch.dtype = torch.float32) -
 @pytest.mark.parametrize(("queries", "pool", "k"), [(1, 1, 1), (1, 500, 63), (63, 100, 16), (5, 2000, 300)])
 def test_sparse_equals_the_loop(queries: int, pool: int, k: int, dtype: torch.dtype) -> None:
     q, rows, slots = _case(queries, pool, k, dtype)
-    expected, _ = reference.sparse_mla(q, rows, slots, 0.25, 16)
+    expected, _ = reference.sparse_mla_with_lse(q, rows, slots, 0.25, 16)
     actual = ops.sparse_mla(q, rows, slots, 0.25, 16)
     torch.testing.assert_close(actual, expected, **TOL["sparse mla", str(dtype)[6:]].bounds)
 
@@ -33,7 +32,7 @@ def test_absent_slots_and_empty_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     rows_poisoned = rows.clone()
     unused = set(range(30)) - set(slots.flatten().tolist()) - {0}
     rows_poisoned[sorted(unused)] = torch.nan
-    expected, lse = reference.sparse_mla(q, rows, slots, 0.25, 16)
+    expected, lse = reference.sparse_mla_with_lse(q, rows, slots, 0.25, 16)
     actual = ops.sparse_mla(q, rows_poisoned, slots, 0.25, 16)
     torch.testing.assert_close(actual, expected, **TOL["sparse mla", "float32"].bounds)
     assert not actual[2].any() and torch.isinf(lse[2]).all()
@@ -65,7 +64,7 @@ def test_gradient_is_that_of_the_formula(
     if queries > 2:
         slots[1] = -1
     exact = [t.double().requires_grad_() for t in (q, rows)]
-    with dispatch.force("torch"):
+    with ops.force("torch"):
         ops.sparse_mla(exact[0], exact[1], slots, 0.3, value).backward(grad.double())
     leaves = [t.clone().requires_grad_() for t in (q, rows)]
     ops.sparse_mla(leaves[0], leaves[1], slots, 0.3, value).backward(grad)
@@ -82,7 +81,7 @@ def test_absorbed_equals_expanded() -> None:
     slots = torch.stack([torch.randperm(40)[:9] for _ in range(7)])
     expected = reference.expanded_mla(q, latents, kv_b, slots, 0.3, nope)
     absorbed = torch.cat((torch.einsum("qae,aec->qac", q[..., :nope], kv_b[:, :nope]), q[..., nope:]), -1)
-    mixed, _ = reference.sparse_mla(absorbed, latents, slots, 0.3, rank)
+    mixed, _ = reference.sparse_mla_with_lse(absorbed, latents, slots, 0.3, rank)
     actual = torch.einsum("qac,avc->qav", mixed, kv_b[:, nope:])
     torch.testing.assert_close(actual, expected, **TOL["sparse mla", "float32"].bounds)
 

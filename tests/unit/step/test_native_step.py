@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from indexshare import ops
 from indexshare.adapt.quantized import quantize_weights
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import InFlightView
@@ -20,8 +21,8 @@ from indexshare.engine.llm import LLM
 from indexshare.engine.request import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
-from indexshare.ops import dispatch
 from indexshare.ops.native import LEVELS, Level, _load, best_level, build, native, processor_features
+from indexshare.step import native_step
 from indexshare.step.native_step import MAX_ROWS, NativeStep
 from tests.tolerance import TOL
 
@@ -79,7 +80,7 @@ class Twins:
         blocks = random.Random(len(lengths)).sample(range(sum(per) + 2), sum(per))
         self.tables = [[blocks.pop() for _ in range(n)] for n in per]
         ids = torch.randint(model.config.vocab_size, (sum(lengths),))
-        with torch.inference_mode(), dispatch.force("torch"):
+        with torch.inference_mode(), ops.force("torch"):
             for cache in self.caches:
                 model.trunk(ids, cache.view(self.tables, [(0, n) for n in lengths]))
 
@@ -91,7 +92,7 @@ class Twins:
         with torch.inference_mode():
             assert self.native.refusal(mine) is None
             actual = self.native(ids.tolist(), mine, full_attention_below=below)
-            with dispatch.force("torch"):
+            with ops.force("torch"):
                 hidden = self.model.trunk(ids, other, full_attention_below=below)
                 expected = hidden, self.model.logits(hidden)
         self.lengths = [n + size for n, size in spans]
@@ -305,10 +306,11 @@ def test_where_the_step_does_not_apply() -> None:
         assert step.refusal(many) == f"{MAX_ROWS + 1} rows, more than {MAX_ROWS}"
         other = PagedCache(model.config, 1, 1, torch.bfloat16).view([[0]], [(0, 1)])
         assert step.refusal(other) == "dtypes torch.float32, torch.bfloat16"
-        with dispatch.force("torch"):
+        with ops.force("torch"):
             assert step.refusal(view) == "forced"
-            assert {"op": "decode step", "implementation": "torch", "reason": "forced"} in dispatch.explain()
-        with dispatch.force("cpu"):
+            row = native_step.explain()
+            assert row == {"op": "decode step", "implementation": "torch", "reason": "forced"}
+        with ops.force("cpu"):
             assert step.refusal(view) is None
         odd = GlmMoeDsa(preset("tiny").replace(kv_lora_rank=15)).bfloat16()
         view = PagedCache(odd.config, 1, 1, torch.bfloat16).view([[0]], [(0, 1)])
@@ -364,7 +366,7 @@ def test_generation_takes_the_native_step_and_says_the_same(monkeypatch: pytest.
     monkeypatch.setattr(NativeStep, "__call__", counted)
     outputs = [out.token_ids for out in LLM(model, cache_tokens=1024).generate(prompts, params)]
     assert rows.count(4) >= 14
-    with dispatch.force("torch"):
+    with ops.force("torch"):
         expected = [out.token_ids for out in LLM(model, cache_tokens=1024).generate(prompts, params)]
     assert outputs == expected
 
@@ -385,20 +387,20 @@ def check_everything() -> None:
 def test_every_level_agrees_with_torch(level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = _load(build(tmp_path, level), level)
     assert loaded.library is not None, loaded.reason
-    for room in ("indexshare.ops.dispatch", "indexshare.step.decoder", "indexshare.ops.packed.packing"):
+    for room in ("indexshare.step.native_step", "indexshare.step.decoder", "indexshare.ops.packed.packing"):
         monkeypatch.setattr(f"{room}.native", lambda: loaded)
     check_everything()
 
 
 SANITIZED = """
     import pathlib, sys
-    from indexshare.ops import dispatch
-    from indexshare.step import cpu_impl, packing
+    from indexshare.ops.packed import packing
+    from indexshare.step import decoder, native_step
     from indexshare.ops.native import Level, _load
     from tests.unit.step import test_native_step as tests
     loaded = _load(pathlib.Path(sys.argv[1]), Level(name="sanitized", needs=frozenset(), flags=()))
     assert loaded.library is not None, loaded.reason
-    dispatch.native = cpu_impl.native = packing.native = lambda: loaded
+    native_step.native = decoder.native = packing.native = lambda: loaded
     tests.check_everything()
     print("clean")
 """

@@ -12,6 +12,7 @@ from indexshare.data.batch import IGNORE, Batch
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import Observer
 from indexshare.model.selection import FULL_ATTENTION
+from indexshare.ops.loss import torch_impl as loss
 from indexshare.train import objectives
 from indexshare.train.objectives import (
     next_token_loss,
@@ -31,6 +32,7 @@ CHUNK = 5
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of five rows, so that chunk boundaries are crossed."""
     monkeypatch.setattr(objectives, "_CHUNK_BYTES", CHUNK * 4 * VOCAB)
+    monkeypatch.setattr(loss, "CHUNK_BYTES", CHUNK * 4 * VOCAB)
 
 
 def _case(rows: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:

@@ -230,7 +230,7 @@ def test_served_indexers_learn_the_mean_attention_of_their_layers(tokens: Tensor
             reference.attention_target(r.queries[rows], r.latents[rows], visible, r.scale) for r in recorder.records[2:]
         ]
         scores = reference.index_scores(q[rows], weights[rows], keys[rows])
-        total = total + reference.indexer_kl(scores, torch.stack(targets).mean(0), visible)
+        total = total + reference.kl_of_scores(scores, torch.stack(targets).mean(0), visible)
     total.backward()
     for leaf, wanted in zip(leaves, (q, weights, keys), strict=True):
         assert leaf.grad is not None and wanted.grad is not None and wanted.grad.any()

@@ -18,15 +18,8 @@ KEEP_BYTES = 32 << 20  # probabilities kept for the backward pass; more are comp
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """Softmax attention of each query over the keys at or before it.
-
-    Args:
-        q, k: `[B, S, A, X]`; v: `[B, S, A, V]`.
-        scale: softmax scale.
-
-    Returns:
-        `[B, S, A, V]`. Differentiable in q, k and v. Scores exist one block at a time; probabilities are kept in the
-        inputs' dtype for the backward pass while they fit `KEEP_BYTES`.
+    """See the reference. Scores exist one block at a time; probabilities are kept in the inputs' dtype for the backward
+    pass while they fit `KEEP_BYTES`.
     """
     heads = [t.transpose(1, 2).flatten(0, 1) for t in (q, k, v)]
     out = _CausalAttention.apply(*heads, scale)

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from indexshare import ops
+from indexshare.cache.codecs import Pool
 from indexshare.cache.view import BatchView, InFlightView, Span
 from indexshare.config import ModelConfig
 from indexshare.config.mla import LATENTS
+from indexshare.model.attention.base import Attention
+from indexshare.model.forward_pass import ForwardPass
 from indexshare.model.indexer import Indexer
 from indexshare.model.norm import RMSNorm
-from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
+from indexshare.model.observe import AttentionRecord, IndexTensors
 from indexshare.model.selection import Selection, dense_rows
 
 LATENT_NORM_EPS = 1e-6  # transformers builds both inner norms with its default, not with rms_norm_eps
@@ -23,11 +26,11 @@ LATENT_NORM_EPS = 1e-6  # transformers builds both inner norms with its default,
 EXPANSION_BYTES = 256 << 20
 
 
-class MLA(nn.Module):
+class MLA(Attention):
     """Latent attention of one layer; Full layers own an `indexer`, Shared layers have None."""
 
-    def __init__(self, config: ModelConfig, *, full: bool) -> None:
-        super().__init__()
+    def __init__(self, config: ModelConfig, layer: int, source: int) -> None:
+        super().__init__(layer, source)
         bias, hidden = config.attention_bias, config.hidden_size
         self.num_heads, self.rank = config.num_attention_heads, config.kv_lora_rank
         self.nope_dim, self.rope_dim, self.value_dim = (
@@ -42,36 +45,27 @@ class MLA(nn.Module):
         self.kv_a_layernorm = RMSNorm(self.rank, LATENT_NORM_EPS)
         self.kv_b_proj = nn.Linear(self.rank, self.num_heads * (self.nope_dim + self.value_dim), bias=False)
         self.o_proj = nn.Linear(self.num_heads * self.value_dim, hidden, bias=bias)
-        self.indexer = Indexer(config) if full else None
+        self.indexer = Indexer(config, layer, config.q_lora_rank) if self.full else None
         self.scale = config.qk_head_dim**-0.5 * config.rope_parameters.softmax_scale
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], view: BatchView, layer: int, selection: Selection | None,
-        *, limit: int, source: int, observer: Observer | None = None,
-    ) -> tuple[Tensor, Selection]:  # fmt: skip
-        """Attend and return the output `[N, hidden]` with the selection that was used.
-
-        Args:
-            x: `[N, hidden]` normalised hidden states; rope: tables for their positions.
-            view: this batch and its cache; latents (and index keys) of the batch are written to it first.
-            selection: what the last Full layer chose; ignored by Full layers, required by Shared ones.
-            limit: queries with at most this much context attend to everything.
-            source: index of the Full layer whose selection is used (told to the observer).
-        """
-        q_latent, q = self.queries(x, rope)
-        latents = self.latents(x, rope)
-        view.write(layer, LATENTS, latents)
-        observed = observer is not None and observer.wants_attention
+    def forward(self, x: Tensor, pass_: ForwardPass, selection: Selection | None) -> tuple[Tensor, Selection]:
+        q_latent, q = self.queries(x, pass_.rope)
+        latents = self.latents(x, pass_.rope)
+        pass_.view.write(self.layer, LATENTS, latents)
         tensors: IndexTensors | None = None
         if self.indexer is not None:
-            selection, tensors = self.indexer(x, q_latent, rope, view, layer, limit, want_tensors=observed)
-        if selection is None:
-            raise ValueError(f"layer {layer} is Shared but no earlier layer passed a selection")
-        if observed:
-            assert observer is not None
-            record = AttentionRecord(layer, source, view, selection, self.absorb(q), latents, self.scale, tensors)
-            observer.attention(record)
-        return self.attend(q, view, layer, selection), selection
+            selection, tensors = self.indexer(x, q_latent, pass_)
+        selection = self.inherited(selection)
+        if pass_.observer is not None and pass_.shows_attention:
+            queries = self.absorb(q)
+            pass_.observer.attention(
+                AttentionRecord(self.layer, self.source, pass_.view, selection, queries, latents, self.scale, tensors)
+            )
+        return self.attend(q, pass_.view, selection), selection
+
+    def reuse(self, x: Tensor, pass_: ForwardPass, selection: Selection) -> Tensor:
+        """Queries of x over what an earlier pass wrote, `[N, hidden]`."""
+        return self.attend(self.queries(x, pass_.rope)[1], pass_.view, selection)
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """The query latent `[N, q_lora_rank]` after its norm, and rotated queries `[N, A, E + P]`."""
@@ -119,22 +113,20 @@ class MLA(nn.Module):
             return out
         return torch.bmm(mixed.transpose(0, 1), up).transpose(0, 1)
 
-    def attend(self, q: Tensor, view: BatchView, layer: int, selection: Selection) -> Tensor:
+    def attend(self, q: Tensor, view: BatchView, selection: Selection) -> Tensor:
         """Output `[N, hidden]` of queries `[N, A, E + P]`: full attention up to the limit, the selection beyond it."""
         length = self._whole_sequences(view, selection)
         if length:
-            return self.o_proj(self._attend_whole(q, view.pool(layer, LATENTS).stored, length).flatten(1))
+            return self.o_proj(self._attend_whole(q, view.pool(self.layer, LATENTS).stored, length).flatten(1))
         sparse = None
         if selection.num_rows:
             q_sparse = q if selection.num_rows == q.shape[0] else q[selection.rows]
-            rows, slots = view.pool(layer, LATENTS).at(selection.slots)
-            mixed = ops.sparse_mla(self.absorb(q_sparse), rows, slots, self.scale, self.rank)
-            sparse = self.values(mixed)
+            sparse = self.values(self._mix(self.absorb(q_sparse), view.pool(self.layer, LATENTS), selection))
         parts, used = [], 0
         for i, span in enumerate(view.spans):
             dense = dense_rows(span, selection.limit)
             if dense:
-                latents = view.read(layer, LATENTS, i)
+                latents = view.read(self.layer, LATENTS, i)
                 parts.append(self._attend_dense(q[span.start : span.start + dense], latents, span, dense))
             if dense < span.length:
                 assert sparse is not None
@@ -142,6 +134,16 @@ class MLA(nn.Module):
                 used += span.length - dense
         out = parts[0] if len(parts) == 1 else torch.cat(parts)
         return self.o_proj(out.flatten(1))
+
+    def _mix(self, q: Tensor, pool: Pool, selection: Selection) -> Tensor:
+        """Chosen latents weighted by absorbed queries: `[M, A, C]` from `[M, A, C + P]`."""
+        groups, slots = selection.groups, selection.slots
+        if groups == 1:
+            rows, slots = pool.at(slots)
+            return ops.sparse_mla(q, rows, slots, self.scale, self.rank)
+        rows, slots = pool.at(slots.flatten(0, 1))
+        by_group = q.unflatten(1, (groups, -1)).flatten(0, 1)  # a query's heads of one group are a query of their own
+        return ops.sparse_mla(by_group, rows, slots, self.scale, self.rank).view(*q.shape[:2], self.rank)
 
     def _whole_sequences(self, view: BatchView, selection: Selection) -> int:
         """Length of the sequences if this is a training pass over equal whole ones with full attention, else 0."""

@@ -79,17 +79,18 @@ class Experts(nn.Module):
 class MoE(nn.Module):
     """Routed experts plus shared experts that every token uses."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.layer = layer
         self.gate = Router(config)
         self.experts = Experts(config)
         shared = config.moe_intermediate_size * config.n_shared_experts
         self.shared_experts = SwiGLU(config.hidden_size, shared) if shared else None
 
-    def forward(self, x: Tensor, layer: int, observer: Observer | None = None) -> Tensor:
+    def forward(self, x: Tensor, observer: Observer | None = None) -> Tensor:
         """Shapes `[N, hidden]` -> `[N, hidden]`; tells the observer where the tokens went."""
         ids, weights = self.gate(x)
         if observer is not None:
-            observer.routing(layer, ids)
+            observer.routing(self.layer, ids)
         out = self.experts(x, ids, weights)
         return out if self.shared_experts is None else out + self.shared_experts(x)

@@ -1,35 +1,18 @@
-"""Norms, rotary embedding, SwiGLU, products that stay wide. Statistics are in float32 (or wider) whatever the input."""
+"""Norms, rotary embedding, SwiGLU, products that stay wide, in plain torch; see the reference for contracts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-
-def wide(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which sums and statistics of `dtype` are taken: float32, or float64 for float64."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def rms_norm_reference(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
-    """`weight * x / sqrt(mean(x^2) + eps)` over the last dimension, rounded to `x.dtype` before the weight.
-
-    Shapes: x `[..., D]`, weight `[D]` -> `[..., D]`. Source: arXiv 1910.07467, section 3.
-    """
-    x_wide = x.to(wide(x.dtype))
-    scale = torch.rsqrt(x_wide.square().mean(-1, keepdim=True) + eps)
-    return _into(out, weight * (x_wide * scale).to(x.dtype))
+from indexshare.ops.precision import wide
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -> Tensor:
-    """`rms_norm_reference` with fewer passes over memory, and a backward pass that keeps only the normalised rows.
-
-    `out`, without gradients only, receives the result; it may be x.
-    """
+    """See the reference; fewer passes over memory, and a backward pass that keeps only the normalised rows."""
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _RMSNorm.apply(x, weight, eps)
     return _into(out, _normalise(x, eps)[0] * weight)
@@ -67,33 +50,12 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last dimension, as on the indexer's keys (eps 1e-6 there). Shapes as in `rms_norm`."""
+    """See the reference."""
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
-def rope_tables(inverse_frequencies: Sequence[float], positions: Tensor, scale: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Cosine and sine tables, float32 `[N, D/2]`, for int64 positions `[N]`.
-
-    Angles are products of float32 numbers, as in the programs that trained the public checkpoints.
-    """
-    frequencies = torch.tensor(inverse_frequencies, dtype=torch.float32, device=positions.device)
-    angles = positions.to(torch.float32)[:, None] * frequencies
-    return angles.cos() * scale, angles.sin() * scale
-
-
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool, out: Tensor | None = None) -> Tensor:
-    """Rotate the pairs of `x` by the angles of its row; the layout of the pairs is kept.
-
-    Args:
-        x: `[N, H, D]`, any float dtype; computed in float32 and rounded once.
-        cos, sin: `[N, D/2]` from `rope_tables`.
-        interleave: pairs are `(x0, x1), (x2, x3), ...` (GLM everywhere, DeepSeek's main attention) when true,
-            `(x0, x_{D/2}), ...` (DeepSeek-V3.2's indexer) when false. There is no default: the wrong one is
-            invisible below `index_topk` tokens.
-        out: without gradients only: `[N, H, D]`, receives the result; it may be x.
-
-    Source: arXiv 2104.09864, equation 34.
-    """
+    """See the reference; interleaved pairs turn as complex numbers."""
     dtype = wide(x.dtype)
     cos, sin = cos[:, None].to(dtype), sin[:, None].to(dtype)
     x_wide = x.to(dtype)
@@ -110,14 +72,11 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool, out: Te
 
 
 def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
-    """`x @ weight.T` summed and kept in float32 (or wider): for scores whose rounding would change a choice.
-
-    Shapes: x `[N, H]`, weight `[E, H]` -> `[N, E]`.
-    """
+    """See the reference."""
     dtype = wide(x.dtype)
     return F.linear(x.to(dtype), weight.to(dtype))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """`silu(gate) * up`, all three `[..., I]`. Source: arXiv 2002.05202, section 2."""
+    """See the reference; both factors are in the inputs' dtype."""
     return F.silu(gate) * up

@@ -13,13 +13,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from indexshare import ops
 from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig
+from indexshare.model.forward_pass import ForwardPass
 from indexshare.model.layer import DecoderLayer
 from indexshare.model.norm import RMSNorm
 from indexshare.model.observe import Observer
 from indexshare.model.selection import Selection
+from indexshare.model.selectors import Selector
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,7 @@ class MTPLayer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         hidden = config.hidden_size
-        self.rope_parameters, self.rope_dim = config.rope_parameters, config.qk_rope_head_dim
-        self.topk = config.index_topk
+        self.config = config
         self.enorm = RMSNorm(hidden, config.rms_norm_eps)
         self.hnorm = RMSNorm(hidden, config.rms_norm_eps)
         self.eh_proj = nn.Linear(2 * hidden, hidden, bias=False)
@@ -59,13 +59,9 @@ class MTPLayer(nn.Module):
         """Input of the decoder layer, `[N, hidden]`: the embedding half first."""
         return self.eh_proj(torch.cat((self.enorm(embeddings), self.hnorm(hidden)), dim=-1))
 
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        frequencies = self.rope_parameters.inverse_frequencies(self.rope_dim)
-        return ops.rope_tables(frequencies, positions, self.rope_parameters.table_scale)
-
     def forward(
         self, embeddings: Tensor, hidden: Tensor, view: BatchView,
-        *, full_attention_below: int = 0, observer: Observer | None = None,
+        *, full_attention_below: int = 0, selector: Selector | None = None, observer: Observer | None = None,
     ) -> DraftState:  # fmt: skip
         """Step 1, which writes the layer's latents and index keys and runs its indexer.
 
@@ -73,10 +69,12 @@ class MTPLayer(nn.Module):
             embeddings: `[N, hidden]`, the trunk's embedding of the token after each row's.
             hidden: `[N, hidden]`, trunk output after the final norm.
             view: rows and cache; the layer's index in it is `num_hidden_layers`.
+            full_attention_below, selector, observer: as in `GlmMoeDsa.trunk`.
         """
-        limit = max(self.topk, full_attention_below)
-        x = self._mix(embeddings, hidden)
-        out, selection = self.layer(x, self._rope(view.rotary_positions), view, None, limit=limit, observer=observer)
+        pass_ = ForwardPass.begin(
+            self.config, view, full_attention_below=full_attention_below, selector=selector, observer=observer
+        )
+        out, selection = self.layer(self._mix(embeddings, hidden), pass_, None)
         return DraftState(self.shared_head_norm(out), selection)
 
     def step(self, embeddings: Tensor, state: DraftState, view: BatchView, step: int) -> DraftState:
@@ -91,6 +89,6 @@ class MTPLayer(nn.Module):
         """
         if step < 2:
             raise ValueError(f"step is {step}; the first step is the layer's forward pass, later ones start at 2")
-        x = self._mix(embeddings, state.hidden)
-        out = self.layer.reuse(x, self._rope(view.rotary_positions + step - 1), view, state.selection)
+        pass_ = ForwardPass.begin(self.config, view, ahead=step - 1)
+        out = self.layer.reuse(self._mix(embeddings, state.hidden), pass_, state.selection)
         return DraftState(self.shared_head_norm(out), state.selection)

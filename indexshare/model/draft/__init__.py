@@ -1,0 +1,1 @@
+"""Drafters: layers that guess the tokens after the next one."""
