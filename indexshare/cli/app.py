@@ -18,6 +18,7 @@ from cyclopts import App, CycloptsError
 from indexshare import __version__
 from indexshare.cli.bench import bench
 from indexshare.cli.complete import complete
+from indexshare.cli.curve import curve
 from indexshare.cli.doctor import doctor
 from indexshare.cli.evaluate import evaluate
 from indexshare.cli.export import export
@@ -39,7 +40,7 @@ def build_app() -> App:
         help_epilogue="`indexshare VERB --help` explains a verb.",
         suppress_keyboard_interrupt=False,
     )
-    for verb in (complete, generate, info, train, export, bench, doctor):
+    for verb in (complete, generate, info, train, curve, export, bench, doctor):
         app.command(verb)
     app.command(evaluate, name="eval")
     return app

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+METRICS_FILE = "metrics.jsonl"
 _PLAIN_SECONDS = 30.0  # between progress lines where there is no terminal
 
 
@@ -62,7 +63,7 @@ class Reporter:
     """Progress of a run on a terminal (one live line), or as plain lines every half minute elsewhere."""
 
     def __init__(self, directory: Path, step: int, *, tensorboard: bool = False, quiet: bool = False) -> None:
-        self._metrics = MetricsFile(directory / "metrics.jsonl", step)
+        self._metrics = MetricsFile(directory / METRICS_FILE, step)
         self._board = _tensorboard(directory, step) if tensorboard else None
         self._console = Console(file=sys.stderr, quiet=quiet)
         self._live: Live | None = None
