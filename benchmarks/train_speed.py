@@ -62,16 +62,20 @@ def our_update(folder: Path, dtype: Any, batch: Any, arguments: argparse.Namespa
     import torch
 
     from indexshare import load_model
+    from indexshare.data.batch import Batch
+    from indexshare.train.objectives import Balance, NextToken
     from indexshare.train.optim import MixedOptimizer, OptimConfig
     from indexshare.train.stages import pretrain
-    from indexshare.train.steps import Workers, train_batch
+    from indexshare.train.steps import train_batch
+    from indexshare.train.workers import Workers
 
     model = load_model(folder, dtype=dtype).train()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(".indexer." not in name)
     rows, length = batch.shape[0], batch.shape[1] - 1
     shape = {"tokens": rows * length, "sequence_length": length, "batch_tokens": rows * length}
-    stage = pretrain(**shape, micro_tokens=arguments.micro_tokens, balance_rate=0.0)
+    objectives = (NextToken(), Balance(rate=0.0))
+    stage = pretrain(**shape, micro_tokens=arguments.micro_tokens, objectives=objectives)
     rates = {"muon_lr": 0.0, "adam_lr": RATE, "router_lr": RATE, "weight_decay": 0.01}
     optimizer = MixedOptimizer(model, model.config, OptimConfig(**rates, betas=(0.9, 0.999), clip_norm=CLIP))
     workers = Workers(arguments.threads)
@@ -79,7 +83,7 @@ def our_update(folder: Path, dtype: Any, batch: Any, arguments: argparse.Namespa
         torch.set_num_threads(1)
 
     def update() -> tuple[float, float]:
-        metrics = train_batch(model, optimizer, stage, batch, 0, workers) | optimizer.clip()
+        metrics = train_batch(model, optimizer, stage, Batch(tokens=batch), 0, workers) | optimizer.clip()
         optimizer.step(1.0)
         return metrics["loss"], metrics["grad_norm"]
 

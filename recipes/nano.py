@@ -12,6 +12,7 @@ from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
 from indexshare.data.corpus import library_text
 from indexshare.data.packages import Package, PackageText
+from indexshare.train.objectives import Balance, Draft, Indexer, NextToken
 from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
@@ -107,11 +108,9 @@ def stages(plan: SharePlan) -> tuple[Stage, ...]:
             micro_tokens=2 * K,
             mixture=MIDDLE_TEXT,
             position_reach=REACH,
-            mtp_weight=0.3,
-            mtp_from=0.5,
+            objectives=(NextToken(), Draft(after=0.5), Balance(rate=3e-3)),
             optim=AGAIN,
             schedule=Schedule(kind="wsd", warmup=0.05, decay=0.6, final=0.6),
-            balance_rate=3e-3,
         ),
         indexer_warmup(
             tokens=384 * K,
@@ -119,7 +118,7 @@ def stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=8 * K,
             micro_tokens=2 * K,
             position_reach=REACH,
-            indexer_stride=4,
+            objectives=(Indexer(keys="all", stride=4, with_draft=True), Balance(rate=0.0)),
             optim=OptimConfig(indexer_lr=5e-3),
         ),
         sparse(
@@ -128,9 +127,8 @@ def stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=8 * K,
             micro_tokens=2 * K,
             position_reach=REACH,
-            indexer_stride=8,
             mixture=LONG_TEXT,
-            mtp_weight=0.3,
+            objectives=(NextToken(), Draft(), Indexer(stride=8), Balance()),
             optim=LATE,
             schedule=Schedule(kind="constant", warmup=0.05),
         ),
@@ -144,6 +142,8 @@ def _shared(
     plan: SharePlan, length: int, *, tokens: int, batch_tokens: int, optim: OptimConfig, warmup: float, final: float
 ) -> Stage:
     """IndexShare in rows of one length."""
+    draft = Draft(steps=1 if length < 8 * K else 2)
+    indexer = Indexer(keys="all", target="served", stride=length // 128)
     return index_share(
         plan,
         name=f"index_share_{length // K}k",
@@ -152,12 +152,8 @@ def _shared(
         batch_tokens=batch_tokens,
         micro_tokens=length,
         position_reach=REACH,
-        indexer_loss="all",
-        indexer_target="served",
-        indexer_stride=length // 128,
         mixture=LONG_TEXT,
-        mtp_weight=0.3,
-        mtp_steps=1 if length < 8 * K else 2,
+        objectives=(NextToken(), draft, indexer, Balance()),
         optim=optim,
         schedule=Schedule(kind="cosine", warmup=warmup, final=final),
     )

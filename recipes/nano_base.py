@@ -5,6 +5,7 @@ from __future__ import annotations
 from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
 from indexshare.data.corpus import library_text
+from indexshare.train.objectives import Balance, Draft, Indexer, NextToken
 from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
@@ -31,7 +32,7 @@ def stages(plan: SharePlan) -> tuple[Stage, ...]:
         batch_tokens=8 * K,
         micro_tokens=2 * K,
         position_reach=REACH,
-        indexer_stride=4,
+        objectives=(Indexer(keys="all", stride=4, with_draft=True), Balance(rate=0.0)),
         optim=OptimConfig(indexer_lr=5e-3),
     )
     return (*dense_stages(), warmup, *sparse_stages(plan))
@@ -47,9 +48,9 @@ def dense_stages() -> tuple[Stage, ...]:
             batch_tokens=8 * K,
             micro_tokens=2 * K,
             mixture={"text": 0.97, "retrieval": 0.03},
+            objectives=(NextToken(), Balance(rate=1e-2)),
             optim=PEAK,
             schedule=Schedule(kind="constant", warmup=0.03),
-            balance_rate=1e-2,
         ),
         pretrain(
             name="pretrain",
@@ -59,11 +60,9 @@ def dense_stages() -> tuple[Stage, ...]:
             micro_tokens=2 * K,
             mixture={"text": 0.92, "retrieval": 0.08},
             position_reach=REACH,
-            mtp_weight=0.3,
-            mtp_from=0.5,
+            objectives=(NextToken(), Draft(after=0.5), Balance(rate=3e-3)),
             optim=PEAK,
             schedule=Schedule(kind="wsd", warmup=0.02, decay=0.5, final=0.4),
-            balance_rate=3e-3,
         ),
     )
 
@@ -81,9 +80,8 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=8 * K,
             micro_tokens=2 * K,
             position_reach=REACH,
-            indexer_stride=8,
             mixture=LONG_TEXT,
-            mtp_weight=0.3,
+            objectives=(NextToken(), Draft(), Indexer(stride=8), Balance()),
             optim=LATE,
             schedule=Schedule(kind="constant", warmup=0.05),
         ),
@@ -95,11 +93,8 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=8 * K,
             micro_tokens=4 * K,
             position_reach=REACH,
-            indexer_loss="all",
-            indexer_target="served",
-            indexer_stride=16,
             mixture=LONG_TEXT,
-            mtp_weight=0.3,
+            objectives=(NextToken(), Draft(), Indexer(keys="all", target="served", stride=16), Balance()),
             optim=LATE,
             schedule=Schedule(kind="cosine", warmup=0.03, final=0.5),
         ),
@@ -110,12 +105,8 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=16 * K,
             micro_tokens=8 * K,
             position_reach=REACH,
-            indexer_loss="all",
-            indexer_target="served",
-            indexer_stride=32,
             mixture=LONG_TEXT,
-            mtp_weight=0.3,
-            mtp_steps=2,
+            objectives=(NextToken(), Draft(steps=2), Indexer(keys="all", target="served", stride=32), Balance()),
             optim=LAST,
             schedule=Schedule(kind="cosine", warmup=0.0, final=0.05),
         ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
 from indexshare.data.corpus import library_text
+from indexshare.train.objectives import Balance, Draft, Indexer, NextToken
 from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
@@ -40,9 +41,9 @@ def full_stages() -> tuple[Stage, ...]:
             sequence_length=256,
             batch_tokens=2 * K,
             mixture={"text": 0.92, "lookup": 0.08},
+            objectives=(NextToken(), Balance(rate=1e-2)),
             optim=PEAK,
             schedule=Schedule(kind="constant", warmup=0.02),
-            balance_rate=1e-2,
         ),
         pretrain(
             name="pretrain",
@@ -52,11 +53,9 @@ def full_stages() -> tuple[Stage, ...]:
             micro_tokens=2 * K,
             mixture={"text": 0.85, "lookup": 0.15},
             position_reach=REACH,
-            mtp_weight=0.3,
-            mtp_from=0.5,
+            objectives=(NextToken(), Draft(after=0.5), Balance(rate=3e-3)),
             optim=PEAK,
             schedule=Schedule(kind="wsd", warmup=0.02, decay=0.6, final=0.3),
-            balance_rate=3e-3,
         ),
         indexer_warmup(
             tokens=512 * K,
@@ -64,7 +63,7 @@ def full_stages() -> tuple[Stage, ...]:
             batch_tokens=4 * K,
             micro_tokens=2 * K,
             position_reach=REACH,
-            indexer_stride=4,
+            objectives=(Indexer(keys="all", stride=4, with_draft=True), Balance(rate=0.0)),
             optim=OptimConfig(indexer_lr=5e-3),
         ),
     )
@@ -79,9 +78,8 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=4 * K,
             micro_tokens=2 * K,
             position_reach=REACH,
-            indexer_stride=4,
             mixture=LONG_TEXT,
-            mtp_weight=0.3,
+            objectives=(NextToken(), Draft(), Indexer(stride=4), Balance()),
             optim=LATE,
             schedule=Schedule(kind="constant", warmup=0.05),
         ),
@@ -92,12 +90,8 @@ def sparse_stages(plan: SharePlan) -> tuple[Stage, ...]:
             batch_tokens=4 * K,
             micro_tokens=2 * K,
             position_reach=REACH,
-            indexer_loss="all",
-            indexer_target="served",
-            indexer_stride=8,
             mixture=LONG_TEXT,
-            mtp_weight=0.3,
-            mtp_steps=2,
+            objectives=(NextToken(), Draft(steps=2), Indexer(keys="all", target="served", stride=8), Balance()),
             optim=LATE,
             schedule=Schedule(kind="cosine", warmup=0.03, final=0.05),
         ),

@@ -7,6 +7,7 @@ from pathlib import Path
 import indexshare
 from indexshare.config.presets import preset
 from indexshare.data.corpus import TextFolder
+from indexshare.train.objectives import Balance, Draft, Indexer, NextToken
 from indexshare.train.optim import OptimConfig
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse
@@ -16,11 +17,14 @@ def recipe() -> Recipe:
     """A minute on one core; the text is this package's own source."""
     model = preset("tiny").replace(vocab_size=512)
     common = {"batch_tokens": 256, "micro_tokens": 128, "optim": OptimConfig(muon_lr=1e-2, adam_lr=1e-2)}
+    full = (NextToken(), Draft(after=0.5), Balance())
+    selected = (NextToken(), Draft(steps=2), Indexer(), Balance())
+    shared = (NextToken(), Draft(), Indexer(), Balance())
     stages = (
-        pretrain(tokens=8 * 256, sequence_length=32, mtp_weight=0.3, mtp_from=0.5, **common),
+        pretrain(tokens=8 * 256, sequence_length=32, objectives=full, **common),
         indexer_warmup(tokens=4 * 256, sequence_length=64, **common),
-        sparse(tokens=4 * 256, sequence_length=64, mtp_weight=0.3, mtp_steps=2, **common),
-        index_share(model.share_plan, tokens=4 * 256, sequence_length=128, mtp_weight=0.3, **common),
+        sparse(tokens=4 * 256, sequence_length=64, objectives=selected, **common),
+        index_share(model.share_plan, tokens=4 * 256, sequence_length=128, objectives=shared, **common),
     )
     source = Path(indexshare.__file__).parent
     text = TextFolder(path=str(source), held_out=0.2)

@@ -15,7 +15,7 @@ from indexshare.cache.view import InFlightView
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.model.selectors import recent
-from indexshare.train.objectives import token_losses
+from indexshare.train.losses import token_losses
 
 SELECTION, FULL, RECENT = "selection", "full", "recent"
 ATTENTION = (SELECTION, FULL, RECENT)

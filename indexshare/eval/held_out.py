@@ -26,7 +26,7 @@ from indexshare.eval.bootstrap import Interval, ratio
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
 from indexshare.train.evaluate import bits_by_file
-from indexshare.train.objectives import token_losses
+from indexshare.train.losses import token_losses
 
 Progress = Callable[[int, int], None]
 

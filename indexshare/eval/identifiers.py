@@ -27,7 +27,7 @@ from indexshare.eval.package import Target, choose_targets, package_context
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.imports import definitions, imported_modules, is_module
 from indexshare.text.tokenizer import Tokenizer
-from indexshare.train.objectives import token_losses
+from indexshare.train.losses import token_losses
 
 KINDS = ("far", "package")
 _MOST_DEFINERS = 2  # a name that more files of the package define (`close`, `read`) is nobody's in particular

@@ -14,8 +14,8 @@ from indexshare.data.splitting import Document
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.text.tokenizer import Tokenizer, file_header
-from indexshare.train.objectives import next_token_loss
-from indexshare.train.steps import Workers
+from indexshare.train.losses import next_token_loss
+from indexshare.train.workers import Workers
 
 _ROWS_AT_ONCE = 8192  # tokens per forward pass in evaluations
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from indexshare.train.recipe import Recipe, start_directory
 from indexshare.train.stages import Stage
 
 # Fields of a stage at hand that may change: how it learns, and how it is cut to the machine; not what it learns.
-_FREE = ("optim.", "schedule.", "micro_tokens", "balance_rate")
+_FREE = ("optim.", "schedule.", "micro_tokens", "objectives.Balance.rate")
 _SHOWN = 4  # differences named in one line
 
 
@@ -52,7 +51,7 @@ class History:
 
     def enter(self, stage: Stage) -> None:
         """A stage begins."""
-        self._state["stages"].append(_plain(asdict(stage)))
+        self._state["stages"].append(_plain(stage.record()))
 
     def state(self) -> dict[str, Any]:
         """Plain values for a checkpoint."""
@@ -85,7 +84,7 @@ class History:
                          "has no effect")  # fmt: skip
         done = begun if stage_step >= current.steps else begun[:-1]
         for was, stage in zip(done, recipe.stages, strict=False):
-            changed = _differences(_effective(was), _plain(asdict(stage)))
+            changed = _differences(_effective(was), _plain(stage.record()))
             if changed:
                 notes.append(
                     f"stage {stage.name!r} was trained before, and stays recorded as it was: {_named(changed)}"
@@ -100,7 +99,7 @@ class History:
     def _change(self, stage: Stage, stage_step: int, folder: Path) -> list[str]:
         """Let the rates of the stage at hand change from the next update on; ValueError for anything else."""
         was = self._state["stages"][-1]
-        changed = _differences(_effective(was), _plain(asdict(stage)))
+        changed = _differences(_effective(was), _plain(stage.record()))
         fixed = {key: pair for key, pair in changed.items() if not key.startswith(_FREE)}
         if fixed:
             raise ValueError(
@@ -139,7 +138,8 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tu
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        nested = isinstance(value, Mapping) and value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: value}
     return flat
 
 

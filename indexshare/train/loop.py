@@ -105,5 +105,5 @@ def _line(trainer: Trainer, metrics: dict[str, float], rate: float) -> str:
     stage = trainer.stage
     left = (stage.steps - trainer.stage_step) * stage.batch_tokens / rate
     parts = [f"{stage.name} {trainer.stage_step}/{stage.steps}", f"loss {metrics['loss']:.4f}"]
-    parts += [f"{key} {metrics[key]:.4f}" for key in ("draft_loss", "indexer_loss") if key in metrics]
+    parts += [f"{key} {value:.4f}" for key, value in metrics.items() if key.endswith("_loss")]
     return "  ".join([*parts, f"{rate:,.0f} tokens/s", f"{duration(left)} left in stage"])

@@ -82,9 +82,9 @@ class Recipe:
                     f"recipe {self.name!r}, stage {stage.name!r} has {layers} layers, fewer than the {depth} trained "
                     "before it; layers join and do not leave"
                 )
-            if depth < layers and stage.trains == "indexer":
+            if depth < layers and not stage.trains("trunk"):
                 raise ValueError(
-                    f"recipe {self.name!r}, stage {stage.name!r} trains indexers alone, but layers {depth} to "
+                    f"recipe {self.name!r}, stage {stage.name!r} does not train the trunk, but layers {depth} to "
                     f"{layers - 1} have not been trained; let them join in a stage before it"
                 )
             self._check(stage, indexers | set(range(depth, layers)))
@@ -107,8 +107,11 @@ class Recipe:
                 f"{where} has the mixture {stage.mixture}; expected weights of {source_names()}, none negative, one "
                 "positive"
             )
-        if stage.mtp_weight > 0 and not self.model.num_nextn_predict_layers:
-            raise ValueError(f"{where} trains the draft layer, which the model lacks; set mtp_weight to 0")
+        for objective in stage.objectives:
+            try:
+                objective.check(sequence_length=stage.sequence_length, model=self.model)
+            except ValueError as error:
+                raise ValueError(f"{where} {error}") from error
         lost = sorted(set(self.stage_model(stage).share_plan.full_layers) - indexers)
         if lost:
             raise ValueError(f"{where} has Full layers {lost} whose indexers an earlier stage dropped")

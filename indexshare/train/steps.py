@@ -1,155 +1,44 @@
-"""One update's worth of losses: the batch in micro-batches, each through the trunk and the draft layer."""
+"""One update: the batch in micro-batches, each through the model and the objectives of the stage."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
-from typing import TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from indexshare import ops
 from indexshare.cache.view import InFlightView
 from indexshare.data.batch import Batch
-from indexshare.model.experts import MoE
+from indexshare.model.draft.mtp import DraftState
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
-from indexshare.model.selection import FULL_ATTENTION, dense_rows
-from indexshare.train.objectives import next_token_loss, update_expert_bias
+from indexshare.model.observe import AttentionRecord, Observer
+from indexshare.model.selection import FULL_ATTENTION
+from indexshare.train.gradients import Contribution, Gradients
+from indexshare.train.objectives import Activations, Progress, Term
 from indexshare.train.optim import MixedOptimizer
 from indexshare.train.stages import Stage
-
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
+from indexshare.train.workers import Workers
 
 
-class TrainingObserver(Observer):
-    """Collects expert loads, and the indexers' losses where the stage has one.
+class Observers(Observer):
+    """Several that watch the same pass."""
 
-    A Full layer's indexer learns from that layer's own attention, or (`indexer_target="served"`) from the mean of the
-    attention of all layers it serves: as the mean of a KL for each, which has the same gradient (IndexCache,
-    proposition 1).
-
-    Attributes:
-        indexer_loss: sum over Full layers and rows, a float32 scalar with a graph, or None.
-        indexer_rows: how many (Full layer, row) pairs it stands for.
-        loads: layer -> int64 [experts], tokens taken.
-    """
-
-    def __init__(self, stage: Stage, num_experts: int) -> None:
-        self.wants_attention = stage.indexer_loss != "none"
-        self._served = stage.indexer_target == "served"
-        self._plan = stage.plan
-        self._index: IndexTensors | None = None  # of the last Full layer
-        self._all_keys = stage.indexer_loss == "all"
-        self._stride = stage.indexer_stride
-        self._num_experts = num_experts
-        self.indexer_loss: Tensor | None = None
-        self.indexer_rows = 0
-        self.loads: dict[int, Tensor] = {}
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = observers
+        self.wants_attention = any(observer.wants_attention for observer in observers)
 
     def attention(self, record: AttentionRecord) -> None:
-        """Add the loss of a layer's indexer, its own or the one that serves it."""
-        if record.index is not None:
-            self._index = record.index
-        elif not self._served:
-            return
-        groups, index = self._groups(record), self._index
-        assert index is not None
-        loss = ops.indexer_kl(index.q, index.weights, index.keys, record.queries, record.latents, groups, record.scale)
-        loss = loss / self._group_size(record)
-        self.indexer_loss = loss if self.indexer_loss is None else self.indexer_loss + loss
-        if record.index is not None:
-            self.indexer_rows += sum(group.rows.numel() for group in groups)
-
-    def _group_size(self, record: AttentionRecord) -> int:
-        """Layers that learn with this one: those of the same Full layer; the draft layer is not in the plan."""
-        if not self._served or self._plan is None or record.layer >= self._plan.num_layers:
-            return 1
-        return len(self._plan.served_by(record.source))
-
-    def _groups(self, record: AttentionRecord) -> list[ops.KLRows]:
-        """Candidates of each query: everything before it, or its selection where it has one."""
-        groups, device = [], record.latents.device
-        for span in record.view.spans:
-            count = span.length if self._all_keys else dense_rows(span, record.selection.limit)
-            if count:
-                rows = torch.arange(span.start, span.start + count, self._stride, device=device)
-                groups.append(ops.KLRows(rows, first=span.start))
-        if not self._all_keys and record.selection.num_rows:
-            selection = record.selection
-            groups.append(ops.KLRows(selection.rows[:: self._stride], slots=selection.slots[:: self._stride]))
-        return groups
+        """Told to those that asked for it."""
+        for observer in self._observers:
+            if observer.wants_attention:
+                observer.attention(record)
 
     def routing(self, layer: int, expert_ids: Tensor) -> None:
-        """Count the tokens of each expert."""
-        count = torch.bincount(expert_ids.flatten(), minlength=self._num_experts)
-        self.loads[layer] = self.loads[layer] + count if layer in self.loads else count
-
-
-def draft_losses(
-    model: GlmMoeDsa, batch: Batch, hidden: Tensor, view: InFlightView, steps: int, *, below: int, observer: Observer
-) -> list[Tensor]:
-    """Cross-entropy of each draft step, summed over positions, of one micro-batch.
-
-    Slot i holds (embedding of token i + 1, hidden i) and predicts token i + 2; step j uses the embedding of token
-    i + j and predicts token i + j + 1. Trunk states, embeddings and head are constants here: the draft layer alone
-    learns. (A total-variation loss against the trunk's own distribution would take this function's place.)
-
-    Args:
-        batch: the rows; hidden: [B * S, H] from the trunk; view: the trunk's.
-        steps: draft steps.
-        below: as in `model.trunk`.
-        observer: as in `model.trunk`.
-    """
-    if model.mtp is None:
-        raise ValueError("the stage trains the draft layer, but the model has none (num_nextn_predict_layers)")
-    table, head = model.embed_tokens.weight.detach(), model.lm_head.weight.detach()
-    losses, state = [], None
-    for step in range(1, steps + 1):
-        embeddings = torch.nn.functional.embedding(batch.ahead(step), table)  # beyond the end: any, it has no target
-        if state is None:
-            state = model.mtp(embeddings, hidden.detach(), view, full_attention_below=below, observer=observer)
-        else:
-            state = model.mtp.step(embeddings, state, view, step)
-        losses.append(next_token_loss(state.hidden, head, batch.targets(step + 1), count=1))
-    return losses
-
-
-@dataclass(kw_only=True)
-class _Share:
-    """What one micro-batch adds to an update."""
-
-    grads: tuple[Tensor | None, ...]
-    sums: dict[str, float]
-    loads: dict[int, Tensor]
-
-
-class Workers:
-    """Threads that run micro-batches side by side, each with one compute thread.
-
-    On a few cores this beats splitting every small product over the cores: nothing waits at a barrier, and other
-    programs on the machine slow it down in proportion only. Shares are added in the order of the micro-batches, so
-    the result depends on the number of workers by rounding only, and not at all on which of them is faster.
-
-    Args:
-        count: micro-batches at a time; 1 runs them in the calling thread with all compute threads.
-    """
-
-    def __init__(self, count: int) -> None:
-        if count < 1:
-            raise ValueError(f"{count} workers; expected at least 1")
-        start = partial(torch.set_num_threads, 1)
-        self.count = count
-        self._pool = ThreadPoolExecutor(count, initializer=start) if count > 1 else None
-
-    def map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterable[_Result]:
-        """Results in order."""
-        return map(function, items) if self._pool is None else self._pool.map(function, items)
+        """Told to all."""
+        for observer in self._observers:
+            observer.routing(layer, expert_ids)
 
 
 def train_batch(
@@ -160,81 +49,96 @@ def train_batch(
     stage_step: int,
     workers: Workers | None = None,
 ) -> dict[str, float]:
-    """Gradients of one update, summed in the optimizer's masters, and the experts' bias update.
+    """Gradients of one update, summed in the optimizer's masters, and what the objectives do once for each update.
 
     Args:
         model: in training mode; optimizer: over its trainable parameters.
-        stage: losses and their weights.
+        stage: its objectives.
         batch: the rows of the update.
         stage_step: updates made in the stage so far.
         workers: run micro-batches side by side.
 
     Returns:
-        `loss` (what the stage optimises first: next-token, or the indexers' in a warm-up), and where they apply
-        `draft_loss`, `indexer_loss` (nats) and `load_imbalance` (largest expert load over the mean, worst layer).
+        The terms of the objectives by name (means over the batch, in nats where they are losses), their other metrics,
+        and `loss`: what the stage optimises first, where no term has that name.
+
+    Raises:
+        ValueError: no objective gives a loss in this update, or two give terms of one name.
     """
-    sums: dict[str, float] = defaultdict(float)
-    loads: dict[int, Tensor] = {}
-    drafts = stage.trains_draft(stage_step)
-    job = partial(_micro_batch, model, optimizer.parameters, stage, batch, drafts)
-    workers = workers or Workers(1)
+    workers, progress, gradients = workers or Workers(1), Progress(stage_step, stage.steps), Gradients(optimizer)
     rows = min(stage.micro_rows, -(-batch.rows // workers.count))  # no worker stays idle
-    for share in workers.map(job, batch.split(rows)):
-        optimizer.accumulate(share.grads)
-        for key, value in share.sums.items():
-            sums[key] += value
-        for layer, load in share.loads.items():
-            loads[layer] = loads[layer] + load if layer in loads else load
-    if loads:
-        sums["load_imbalance"] = max(float(load.max() / load.float().mean()) for load in loads.values())
-        if stage.balance_rate > 0:
-            balance(model, loads, stage.balance_rate)
-    if stage.trains == "indexer":
-        sums["loss"] = sums["indexer_loss"]
-    return dict(sums)
+    job = partial(_contribution, model, gradients, stage, progress, batch)
+    for contribution in workers.map(job, batch.split(rows)):
+        gradients.add(contribution)
+    terms, tallies = gradients.finish()
+    metrics = dict(terms)
+    for objective, tally in zip(stage.objectives, tallies, strict=True):
+        metrics |= objective.finish(model, tally)
+    return metrics | {"loss": terms.get("loss", next(iter(terms.values())))}
 
 
-def _micro_batch(
-    model: GlmMoeDsa,
-    parameters: list[Tensor],
-    stage: Stage,
-    whole: Batch,
-    drafts: bool,
-    batch: Batch,
-) -> _Share:
+def _contribution(
+    model: GlmMoeDsa, gradients: Gradients, stage: Stage, progress: Progress, whole: Batch, batch: Batch
+) -> Contribution:
     """Forward and backward of one micro-batch: its share of each mean over the batch, and of the gradient."""
-    sums: dict[str, float] = {}
-    terms = []
-    observer = TrainingObserver(stage, model.config.n_routed_experts)
+    observers = [objective.observer(model) for objective in stage.objectives]
+    activations = _forward(model, stage, progress, whole, batch, Observers(observers))
+    pairs = list(zip(stage.objectives, observers, strict=True))
+    terms = [term for objective, seen in pairs for term in objective.terms(activations, seen)]
+    parts = [term.weight * term.value for term in terms if term.weight is not None]
+    _check(stage, progress, terms, bool(parts))
+    return Contribution(
+        gradients=gradients.gradients(torch.stack(parts).sum()),
+        metrics={term.name: float(term.value.detach()) for term in terms},
+        tallies=[objective.tally(seen) for objective, seen in pairs],
+    )
+
+
+def _check(stage: Stage, progress: Progress, terms: Sequence[Term], learns: bool) -> None:
+    names = [term.name for term in terms]
+    if not learns:
+        raise ValueError(
+            f"stage {stage.name!r} has nothing to learn from in update {progress.step + 1}: none of its objectives "
+            "gives a loss"
+        )
+    if len(set(names)) != len(names):
+        raise ValueError(f"the objectives of stage {stage.name!r} give terms {names}; expected names of their own")
+
+
+def _forward(
+    model: GlmMoeDsa, stage: Stage, progress: Progress, whole: Batch, batch: Batch, observer: Observer
+) -> Activations:
+    """The trunk, and as many draft steps as some objective asks for."""
     rotary = None if batch.positions is None else batch.positions.reshape(-1)
     view = InFlightView([batch.length] * batch.rows, batch.tokens.device, rotary_positions=rotary)
     below = FULL_ATTENTION if stage.attention == "full" else 0
     hidden = model.trunk(batch.inputs, view, full_attention_below=below, observer=observer)
-    if stage.trains == "all":
-        loss = next_token_loss(hidden, model.lm_head.weight, batch.targets(), count=whole.count())
-        sums["loss"] = float(loss.detach())
-        terms.append(loss)
-    if drafts or (stage.trains == "indexer" and model.mtp is not None):
-        steps = stage.mtp_steps if drafts else 1
-        parts = draft_losses(model, batch, hidden, view, steps, below=below, observer=observer)
-        if drafts:
-            means = [part / whole.count(j + 1) for j, part in enumerate(parts, start=1)]
-            draft = torch.stack(means).mean()
-            sums["draft_loss"] = float(draft.detach())
-            terms.append(stage.mtp_weight * draft)
-    if observer.indexer_loss is not None:
-        layers = observer.indexer_rows / len(hidden)
-        indexer = observer.indexer_loss / (layers * whole.rows * whole.length)
-        sums["indexer_loss"] = float(indexer.detach())
-        terms.append(stage.indexer_weight * indexer)
-    grads = torch.autograd.grad(torch.stack(terms).sum(), parameters, allow_unused=True)
-    return _Share(grads=grads, sums=sums, loads=observer.loads)
+    steps = max(objective.draft_steps(progress, model.config) for objective in stage.objectives)
+    drafts = draft_states(model, batch, hidden, view, steps, below=below, observer=observer) if steps else []
+    return Activations(model=model, batch=batch, whole=whole, hidden=hidden, drafts=drafts, progress=progress)
 
 
-def balance(model: GlmMoeDsa, loads: dict[int, Tensor], rate: float) -> None:
-    """Move each layer's expert correction bias against its load; the draft layer is `num_hidden_layers`."""
-    for index, load in loads.items():
-        draft = index == model.config.num_hidden_layers
-        layer = model.mtp.layer if draft and model.mtp is not None else model.layers[index]
-        assert isinstance(layer.mlp, MoE)
-        update_expert_bias(layer.mlp.gate.e_score_correction_bias, load, rate)
+def draft_states(
+    model: GlmMoeDsa, batch: Batch, hidden: Tensor, view: InFlightView, steps: int, *, below: int, observer: Observer
+) -> list[DraftState]:
+    """The draft layer after each of its steps, of one micro-batch.
+
+    Slot i holds (embedding of token i + 1, hidden i) and predicts token i + 2; step j uses the embedding of token
+    i + j and predicts token i + j + 1. Trunk states and embeddings are constants here.
+
+    Args:
+        batch: the rows; hidden: [B * S, H] from the trunk; view: the trunk's.
+        steps: at least 1.
+        below: as in `model.trunk`.
+        observer: as in `model.trunk`.
+    """
+    if model.mtp is None:
+        raise ValueError("the stage trains the draft layer, but the model has none (num_nextn_predict_layers)")
+    table, states = model.embed_tokens.weight.detach(), list[DraftState]()
+    for step in range(1, steps + 1):
+        embeddings = F.embedding(batch.ahead(step), table)  # beyond the end: any token, its target is ignored
+        if not states:
+            states.append(model.mtp(embeddings, hidden.detach(), view, full_attention_below=below, observer=observer))
+        else:
+            states.append(model.mtp.step(embeddings, states[-1], view, step))
+    return states

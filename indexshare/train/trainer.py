@@ -19,10 +19,12 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
 from indexshare.train.evaluate import held_out_bits_per_byte
 from indexshare.train.history import History
+from indexshare.train.objectives import part_of
 from indexshare.train.optim import MixedOptimizer, is_indexer
 from indexshare.train.recipe import PreparedData, Recipe, start_directory
 from indexshare.train.stages import Stage
-from indexshare.train.steps import Workers, train_batch
+from indexshare.train.steps import train_batch
+from indexshare.train.workers import Workers
 
 _SEED_STRIDE = 7919  # between the data seeds of two stages
 
@@ -201,7 +203,7 @@ class Trainer:
         if weights is not None:
             self._load(model, weights)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self._trains(name))
+            parameter.requires_grad_(self.stage.trains(part_of(name)))
         self.model: GlmMoeDsa = model.train()
         self.optimizer = MixedOptimizer(model, config, self.stage.optim)
         seed = self.recipe.seed + _SEED_STRIDE * self._data_stage
@@ -230,10 +232,3 @@ class Trainer:
             return False
         before = self.recipe.stage_model(self.recipe.stages[self.stage_index - 1]).num_hidden_layers
         return int(name.split(".")[1]) >= before
-
-    def _trains(self, name: str) -> bool:
-        if is_indexer(name):
-            return self.stage.indexer_loss != "none"
-        if name.startswith("mtp."):
-            return self.stage.trains == "all" and self.stage.mtp_weight > 0
-        return self.stage.trains == "all"

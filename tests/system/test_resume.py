@@ -16,10 +16,13 @@ STEPS_PER_STAGE = 8
 RECIPE = """
 from indexshare.config.presets import preset
 from indexshare.data.corpus import TextFolder
+from indexshare.train.objectives import Balance, Draft, Indexer, NextToken
 from indexshare.train.optim import OptimConfig
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse
 
+FULL = (NextToken(), Draft(after=0.5), Balance())
+SPARSE = (NextToken(), Draft(), Indexer(), Balance())
 ROWS = {"tokens": STEPS * 256, "batch_tokens": 256, "micro_tokens": 64, "optim": OptimConfig(muon_lr=1e-2)}
 
 def recipe():
@@ -29,10 +32,10 @@ def recipe():
         model=model,
         text=TextFolder(path="TEXT", held_out=0.3),
         stages=(
-            pretrain(sequence_length=32, mtp_weight=0.3, mtp_from=0.5, **ROWS),
+            pretrain(sequence_length=32, objectives=FULL, **ROWS),
             indexer_warmup(sequence_length=32, **ROWS),
-            sparse(sequence_length=32, mtp_weight=0.3, **ROWS),
-            index_share(model.share_plan, sequence_length=64, mtp_weight=0.3, **ROWS),
+            sparse(sequence_length=32, objectives=SPARSE, **ROWS),
+            index_share(model.share_plan, sequence_length=64, objectives=SPARSE, **ROWS),
         ),
         held_out_windows=2,
         evaluate_every=3,

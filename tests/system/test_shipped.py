@@ -21,7 +21,7 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.planner.memory import count_parameters
 from indexshare.text.tokenizer import Tokenizer
-from indexshare.train.objectives import token_losses
+from indexshare.train.losses import token_losses
 from tests.tolerance import TOL
 
 # Written for this test; no file of any package.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from indexshare.config.fields import check_fields
 from indexshare.data.corpus import TokenCorpus
 from indexshare.data.sources.base import Source
 from indexshare.text.tokenizer import Tokenizer
@@ -29,6 +30,9 @@ class Draw:
 
     weight: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "Draw: ")
 
 
 MakeSource = Callable[..., Source]  # (material, seed, **settings)

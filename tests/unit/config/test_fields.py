@@ -11,6 +11,7 @@ from indexshare.config.fields import check_fields
 from indexshare.config.presets import preset
 from indexshare.data.corpus import TextFolder
 from indexshare.data.packages import Package, PackageText
+from indexshare.train.objectives import Draft
 from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import pretrain
@@ -92,7 +93,7 @@ def test_numbers_and_lists_are_converted() -> None:
         lambda: pretrain(tokens="1000", sequence_length=32, batch_tokens=64),
         lambda: pretrain(tokens=64, sequence_length=32, batch_tokens="64"),
         lambda: pretrain(tokens=64, sequence_length=32, batch_tokens=64, mixture={"text": "1"}),
-        lambda: pretrain(tokens=64, sequence_length=32, batch_tokens=64, mtp_weight="0.3"),
+        lambda: Draft(weight="0.3"),  # type: ignore[arg-type]
         lambda: pretrain(tokens=64, sequence_length=32, batch_tokens=64, optim={"muon_lr": 1}),
         lambda: OptimConfig(muon_lr="1e-3"),  # type: ignore[arg-type]
         lambda: Schedule(warmup="0.1"),  # type: ignore[arg-type]

@@ -21,7 +21,7 @@ from indexshare.eval.held_out import (
 )
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
-from indexshare.train.objectives import next_token_loss, token_losses
+from indexshare.train.losses import next_token_loss, token_losses
 
 TEXTS = [f"def f{i}(x):\n    return x * {i} + {i * 7}\n" * (i + 3) for i in range(12)]
 

@@ -20,7 +20,7 @@ from indexshare.eval.identifiers import (
 from indexshare.eval.package import choose_targets
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer, train_bpe
-from indexshare.train.objectives import token_losses
+from indexshare.train.losses import token_losses
 from tests.unit.eval.fakes import Copier, FakeModel
 
 LIBRARY = (

@@ -9,6 +9,7 @@ import pytest
 from indexshare.config import ModelConfig
 from indexshare.config.presets import preset
 from indexshare.data.corpus import TextFolder
+from indexshare.train.objectives import Balance, Draft, Indexer, NextToken
 from indexshare.train.optim import OptimConfig
 from indexshare.train.recipe import Recipe
 from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse
@@ -47,11 +48,14 @@ def make_recipe(sources: Path, model_config: ModelConfig) -> Callable[..., Recip
     """A recipe of all four stages with two updates each; keyword arguments replace fields of `Recipe`."""
 
     def make(**changes: Any) -> Recipe:
+        full = (NextToken(), Draft(after=0.5), Balance())
+        two = (NextToken(), Draft(steps=2), Indexer(), Balance())
+        one = (NextToken(), Draft(), Indexer(), Balance())
         stages = (
-            pretrain(tokens=256, sequence_length=32, mtp_weight=0.3, mtp_from=0.5, **ROWS),
+            pretrain(tokens=256, sequence_length=32, objectives=full, **ROWS),
             indexer_warmup(tokens=256, sequence_length=32, **ROWS),
-            sparse(tokens=256, sequence_length=32, mtp_weight=0.3, mtp_steps=2, **ROWS),
-            index_share(model_config.share_plan, tokens=256, sequence_length=64, mtp_weight=0.3, **ROWS),
+            sparse(tokens=256, sequence_length=32, objectives=two, **ROWS),
+            index_share(model_config.share_plan, tokens=256, sequence_length=64, objectives=one, **ROWS),
         )
         fields: dict[str, Any] = {
             "name": "toy",

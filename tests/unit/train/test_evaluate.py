@@ -15,7 +15,7 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.train import evaluate
 from indexshare.train.evaluate import bits_by_file, held_out_bits_per_byte
 from indexshare.train.recipe import PreparedData, Recipe, prepare
-from indexshare.train.steps import Workers
+from indexshare.train.workers import Workers
 from tests.tolerance import TOL
 
 RELATIVE = TOL["held-out bits", "float32"].rtol

@@ -10,6 +10,7 @@ import pytest
 
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
 from indexshare.train.loop import run
+from indexshare.train.objectives import Balance, Draft, NextToken
 from indexshare.train.recipe import Recipe, prepare
 from indexshare.train.trainer import Trainer
 
@@ -51,7 +52,7 @@ def test_a_finished_run_keeps_its_record(make_recipe: MakeRecipe, tmp_path: Path
         train(replace(recipe, model=recipe.model.replace(index_topk=4)), tmp_path)
     assert recorded(tmp_path) == before
     assert train(replace(recipe, evaluate_every=7), tmp_path) is not None and recorded(tmp_path) == before
-    longer = replace(recipe, stages=(*recipe.stages, replace(recipe.stages[-1], name="more", mtp_weight=0.0)))
+    longer = replace(recipe, stages=(*recipe.stages, replace(recipe.stages[-1], name="more").without(Draft)))
     train(longer, tmp_path)
     assert [stage["name"] for stage in recorded(tmp_path)["stages"]][-1] == "more"
     assert recorded(tmp_path)["stages"][:-1] == before["stages"]
@@ -95,7 +96,10 @@ def test_rates_of_every_part_of_a_stage_are_recorded(make_recipe: MakeRecipe, tm
             {"mixture": {"text": 1.0}},
             r"mixture\.text was 0\.95, is now 1\.0, mixture\.retrieval was 0\.05, is now None",
         ),
-        ({"mtp_weight": 0.5}, r"mtp_weight was 0\.3, is now 0\.5"),
+        (
+            {"objectives": (NextToken(), Draft(weight=0.5, after=0.5), Balance())},
+            r"objectives\.Draft\.weight was 0\.3, is now 0\.5",
+        ),
         ({"attention": "sparse"}, r"attention was 'full', is now 'sparse'"),
     ],
 )

@@ -22,6 +22,7 @@ from indexshare.train import checkpoint
 from indexshare.train import trainer as training
 from indexshare.train.checkpoint import DAMAGED, NAME, PREVIOUS, load_checkpoint, save_checkpoint
 from indexshare.train.loop import run
+from indexshare.train.objectives import Balance, Draft
 from indexshare.train.optim import MixedOptimizer, is_indexer
 from indexshare.train.progress import MetricsFile, Reporter, duration
 from indexshare.train.recipe import Recipe, prepare
@@ -156,8 +157,10 @@ def test_all_four_stages_make_a_model(dtype: str, make_recipe: MakeRecipe, tmp_p
 
 def test_layers_join_later_with_initial_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     first, *rest = make_recipe().stages
-    short = replace(first, name="pretrain_short", layers=2, mtp_weight=0.0)
-    still = replace(first, optim=replace(first.optim, muon_lr=0.0, adam_lr=0.0, router_lr=0.0), balance_rate=0.0)
+    short = replace(first, name="pretrain_short", layers=2).without(Draft)
+    still = replace(first, optim=replace(first.optim, muon_lr=0.0, adam_lr=0.0, router_lr=0.0)).learning(
+        Balance(rate=0.0)
+    )
     recipe = make_recipe(stages=(short, still, *rest))
     trainer = trainer_of(recipe, tmp_path)
     assert trainer.model.config.num_hidden_layers == len(trainer.model.layers) == 2
@@ -185,7 +188,7 @@ def test_layers_join_later_with_initial_weights(make_recipe: MakeRecipe, tmp_pat
     [
         ((2, 2, 1, None), "1 layers, fewer than the 2 trained before it"),
         ((5, None, None, None), "has 5 layers, the model 4"),
-        ((2, None, None, None), "trains indexers alone, but layers 2 to 3 have not been trained"),
+        ((2, None, None, None), "does not train the trunk, but layers 2 to 3 have not been trained"),
     ],
 )
 def test_layers_that_cannot_be(layers: tuple[int | None, ...], text: str, make_recipe: MakeRecipe) -> None:
@@ -210,7 +213,7 @@ def test_the_last_stage_has_all_layers(make_recipe: MakeRecipe) -> None:
 
 def test_training_learns(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     stage = make_recipe().stages[0]
-    longer = replace(stage, tokens=40 * 128, mtp_weight=0.0, mixture={"text": 1.0})
+    longer = replace(stage, tokens=40 * 128, mixture={"text": 1.0}).without(Draft)
     train(make_recipe(stages=(longer,)), tmp_path)
     losses = [r["loss"] for r in metrics(tmp_path) if "loss" in r]
     assert losses[0] > math.log(200) and sum(losses[-5:]) / 5 < 0.5 * losses[0]
@@ -479,7 +482,7 @@ def test_folders_of_other_runs_are_refused(make_recipe: MakeRecipe, tmp_path: Pa
     with pytest.raises(ValueError, match=r"of another model.*layers\.0\.mlp.*use another folder"):
         train(wider, folder)
     shallow = recipe.model.replace(num_nextn_predict_layers=0)
-    without = tuple(replace(stage, mtp_weight=0.0) for stage in recipe.stages)
+    without = tuple(stage.without(Draft) for stage in recipe.stages)
     with pytest.raises(ValueError, match=r"of another model.*mtp\."):
         train(replace(recipe, model=shallow, stages=without), folder)
     assert not (folder / "metrics.jsonl").exists()

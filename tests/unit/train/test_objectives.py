@@ -13,15 +13,12 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import Observer
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.ops.loss import torch_impl as loss
-from indexshare.train import objectives
-from indexshare.train.objectives import (
-    next_token_loss,
-    next_token_loss_reference,
-    token_losses,
-    update_expert_bias,
-)
+from indexshare.train import losses
+from indexshare.train.losses import next_token_loss, next_token_loss_reference, token_losses
+from indexshare.train.objectives.balance import update_expert_bias
+from indexshare.train.objectives.draft import draft_losses
 from indexshare.train.optim import is_indexer
-from indexshare.train.steps import draft_losses
+from indexshare.train.steps import draft_states
 from tests.tolerance import TOL
 
 VOCAB, WIDTH = 37, 12
@@ -31,7 +28,7 @@ CHUNK = 5
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Chunks of five rows, so that chunk boundaries are crossed."""
-    monkeypatch.setattr(objectives, "_CHUNK_BYTES", CHUNK * 4 * VOCAB)
+    monkeypatch.setattr(losses, "_CHUNK_BYTES", CHUNK * 4 * VOCAB)
     monkeypatch.setattr(loss, "CHUNK_BYTES", CHUNK * 4 * VOCAB)
 
 
@@ -138,7 +135,9 @@ def test_draft_losses_equal_a_slot_by_slot_computation(steps: int, below: int, m
     tokens = torch.randint(model_config.vocab_size, (rows, length + 1))
     view = InFlightView([length] * rows)
     hidden = model.trunk(tokens[:, :-1].reshape(-1), view, full_attention_below=below)
-    actual = draft_losses(model, Batch(tokens=tokens), hidden, view, steps, below=below, observer=Observer())
+    batch = Batch(tokens=tokens)
+    states = draft_states(model, batch, hidden, view, steps, below=below, observer=Observer())
+    actual = draft_losses(model, batch, states)
     expected = [0.0] * steps
     with torch.no_grad():
         for row in tokens:
@@ -167,8 +166,9 @@ def test_draft_losses_teach_the_draft_layer_alone(model_config: ModelConfig) -> 
     tokens = torch.randint(model_config.vocab_size, (2, 12))
     view = InFlightView([11, 11])
     hidden = model.trunk(tokens[:, :-1].reshape(-1), view)
-    losses = draft_losses(model, Batch(tokens=tokens), hidden, view, 2, below=0, observer=Observer())
-    sum(losses).backward()  # type: ignore[union-attr]
+    batch = Batch(tokens=tokens)
+    states = draft_states(model, batch, hidden, view, 2, below=0, observer=Observer())
+    sum(draft_losses(model, batch, states)).backward()  # type: ignore[union-attr]
     with_gradient = {n for n, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert with_gradient == {n for n, _ in model.named_parameters() if n.startswith("mtp.") and not is_indexer(n)}
 
@@ -179,7 +179,7 @@ def test_a_model_without_draft_layer_is_refused(model_config: ModelConfig) -> No
     view = InFlightView([4])
     hidden = model.trunk(tokens[0, :-1], view)
     with pytest.raises(ValueError, match="the model has none"):
-        draft_losses(model, Batch(tokens=tokens), hidden, view, 1, below=0, observer=Observer())
+        draft_states(model, Batch(tokens=tokens), hidden, view, 1, below=0, observer=Observer())
 
 
 def test_a_uniform_head_costs_the_logarithm_of_the_vocabulary() -> None:

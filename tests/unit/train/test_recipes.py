@@ -12,6 +12,7 @@ from indexshare.config import ModelConfig, SharePlan
 from indexshare.config.shipped import shipped_models
 from indexshare.planner.memory import count_parameters
 from indexshare.train.loop import run
+from indexshare.train.objectives import Balance, Draft, Indexer, NextToken, Progress
 from indexshare.train.recipe import Recipe, load_recipe, missing_ancestor, start_directory
 from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse
 
@@ -27,11 +28,11 @@ def test_recipes_load_and_are_consistent(path: Path) -> None:
     assert recipe == load_recipe(path)
     stages = recipe.stages
     first_sparse = next(i for i, s in enumerate(stages) if s.attention == "sparse")
-    warmups = [i for i, s in enumerate(stages) if s.trains == "indexer"]
+    warmups = [i for i, s in enumerate(stages) if not s.trains("trunk")]
     if recipe.start is None:
-        assert stages[0].attention == "full" and stages[0].trains == "all"
+        assert stages[0].attention == "full" and stages[0].trains("trunk")
         assert warmups and max(warmups) < first_sparse, "indexers must learn before their choice is used"
-    assert all(s.attention == "sparse" and s.indexer_loss != "none" for s in stages[first_sparse:])
+    assert all(s.attention == "sparse" and s.trains("indexer") for s in stages[first_sparse:])
     assert recipe.stage_model(stages[-1]) == recipe.model, "the last stage must train the final share plan"
     lengths = [s.sequence_length for s in stages]
     assert lengths == sorted(lengths)
@@ -42,10 +43,13 @@ def test_recipes_load_and_are_consistent(path: Path) -> None:
         assert stage.steps * stage.batch_tokens - stage.tokens < stage.batch_tokens
         factors = [stage.schedule.factor(step, stage.steps) for step in range(stage.steps)]
         assert all(0 < f <= 1 for f in factors)
-        drafts = [stage.trains_draft(step) for step in range(stage.steps)]
+        draft = stage.objective(Draft)
+        drafts = [draft is not None and draft.draft_steps(Progress(step, stage.steps), recipe.model) > 0
+                  for step in range(stage.steps)]  # fmt: skip
         assert drafts == sorted(drafts), "once on, the draft loss stays on"
     if recipe.model.num_nextn_predict_layers:
-        assert stages[-1].trains_draft(0), "the draft layer must be trained on the final model"
+        draft = stages[-1].objective(Draft)
+        assert draft is not None and draft.after == 0, "the draft layer must be trained on the final model"
 
 
 def test_nano_and_its_twin_differ_in_sharing_alone() -> None:
@@ -57,7 +61,9 @@ def test_nano_and_its_twin_differ_in_sharing_alone() -> None:
     assert twin.stages_before + len(shared) == len(nano.stages)
     assert nano.stages[-len(shared) - 1].name == "sparse"
     for ours, theirs in zip(shared, twin.stages, strict=True):
-        assert theirs == replace(ours, name=theirs.name, plan=None, indexer_target="own")
+        indexer = ours.objective(Indexer)
+        assert indexer is not None and indexer.target == "served"
+        assert theirs == replace(ours, name=theirs.name, plan=None).learning(replace(indexer, target="own"))
 
 
 def test_nano_is_small_enough_to_ship() -> None:
@@ -97,16 +103,15 @@ def test_usual_stages_are_what_their_names_say() -> None:
     shape: dict[str, Any] = {"tokens": 64, "sequence_length": 32, "batch_tokens": 64}
     plan = SharePlan.from_pattern("FS")
     kinds = [
-        (s.name, s.attention, s.trains, s.indexer_loss, s.plan)
+        (s.name, s.attention, s.objectives, s.plan)
         for s in (pretrain(**shape), indexer_warmup(**shape), sparse(**shape), index_share(plan, **shape))
     ]
     assert kinds == [
-        ("pretrain", "full", "all", "none", None),
-        ("indexer_warmup", "full", "indexer", "all", None),
-        ("sparse", "sparse", "all", "selected", None),
-        ("index_share", "sparse", "all", "selected", plan),
+        ("pretrain", "full", (NextToken(), Balance()), None),
+        ("indexer_warmup", "full", (Indexer(keys="all", with_draft=True), Balance(rate=0.0)), None),
+        ("sparse", "sparse", (NextToken(), Indexer(keys="selected"), Balance()), None),
+        ("index_share", "sparse", (NextToken(), Indexer(keys="selected"), Balance()), plan),
     ]
-    assert indexer_warmup(**shape).balance_rate == 0
 
 
 @pytest.mark.parametrize(
@@ -115,19 +120,35 @@ def test_usual_stages_are_what_their_names_say() -> None:
         ({"tokens": 0}, "tokens is 0"),
         ({"batch_tokens": 100}, "not a whole number of rows of 32"),
         ({"attention": "dense"}, r"attention is 'dense'; expected one of \('full', 'sparse'\)"),
-        ({"trains": "head"}, "trains is 'head'"),
-        ({"indexer_loss": "tv"}, "indexer_loss is 'tv'"),
-        ({"trains": "indexer"}, "trains the indexer alone but has no indexer loss"),
-        ({"mtp_from": 1.5}, r"mtp_from 1\.5"),
-        ({"mtp_weight": -1.0}, r"mtp_weight -1\.0"),
+        ({"objectives": ()}, r"objectives are \[\]; expected one that trains something"),
+        ({"objectives": (Balance(),)}, r"objectives are \['Balance'\]; expected one that trains something"),
+        ({"objectives": (NextToken(), NextToken(weight=2.0))}, "and one of each kind"),
+        ({"objectives": NextToken()}, r"objectives is NextToken\(weight=1\.0\); expected a tuple, each Objective"),
+        ({"objectives": (NextToken,)}, "expected a tuple, each Objective"),
         ({"position_reach": 31}, "position_reach is 31; expected 0 or at least the 32 tokens of a row"),
-        ({"mtp_steps": 32}, "32 draft steps need rows of more"),
     ],
 )
 def test_stage_mistakes(changes: dict[str, Any], message: str) -> None:
     shape: dict[str, Any] = {"tokens": 64, "sequence_length": 32, "batch_tokens": 64}
     with pytest.raises(ValueError, match=message):
         pretrain(**(shape | changes))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Indexer(keys="tv"), r"Indexer: keys is 'tv'; expected one of \('all', 'selected'\)"),
+        (lambda: Indexer(target="other"), "Indexer: target is 'other'"),
+        (lambda: Indexer(stride=0), "Indexer has stride 0; expected at least 1"),
+        (lambda: Draft(after=1.5), r"Draft has weight 0\.3 and after 1\.5"),
+        (lambda: Draft(weight=-1.0), r"Draft has weight -1\.0"),
+        (lambda: Draft(steps=0), "Draft has steps 0; expected at least 1"),
+        (lambda: Balance(rate=-1.0), r"Balance has rate -1\.0; expected zero or more"),
+    ],
+)
+def test_objective_mistakes(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 def test_recipe_mistakes(make_recipe: Callable[..., Recipe], model_config: ModelConfig) -> None:
@@ -149,6 +170,7 @@ def test_recipe_mistakes(make_recipe: Callable[..., Recipe], model_config: Model
     refused("one positive", stages=(replace(first, mixture={}),))
     refused(r"keeps stages \['last'\]; it has \['pretrain'", keep=("sparse", "last"))
     refused(r"Full layers \[3\] whose indexers an earlier stage dropped", stages=(first, shared, warmup, dense))
+    refused("32 draft steps, which need rows of more", stages=(first.learning(Draft(steps=32)),))
     refused("the model lacks", model=model_config.replace(num_nextn_predict_layers=0))
     refused("num_hidden_layers is 4", stages=(replace(shared, plan=SharePlan.from_pattern("FFS")),))
 

@@ -15,17 +15,19 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.ops.indexer import reference
+from indexshare.train.objectives import Balance, Draft, Indexer
 from indexshare.train.optim import MixedOptimizer, OptimConfig, is_indexer
 from indexshare.train.stages import Stage, indexer_warmup, pretrain, sparse
-from indexshare.train.steps import TrainingObserver, Workers, train_batch
+from indexshare.train.steps import train_batch
+from indexshare.train.workers import Workers
 from tests.tolerance import TOL
 
 LENGTH, ROWS = 20, 6
 SHAPE: dict[str, Any] = {"tokens": 10 * LENGTH * ROWS, "sequence_length": LENGTH, "batch_tokens": LENGTH * ROWS}
 STAGES = {
-    "pretrain": pretrain(**SHAPE, mtp_weight=0.3, mtp_steps=2),
-    "warmup": indexer_warmup(**SHAPE, balance_rate=1e-2),
-    "sparse": sparse(**SHAPE, mtp_weight=0.3, indexer_weight=2.0),
+    "pretrain": pretrain(**SHAPE).learning(Draft(steps=2)),
+    "warmup": indexer_warmup(**SHAPE).learning(Balance(rate=1e-2)),
+    "sparse": sparse(**SHAPE).learning(Draft(), Indexer(weight=2.0)),
 }
 
 
@@ -94,7 +96,7 @@ def test_workers_give_bit_for_bit_what_one_gives(tokens: Tensor, model_config: M
 
 
 def test_the_experts_bias_moves_by_the_load_of_the_whole_batch(tokens: Tensor, model_config: ModelConfig) -> None:
-    stage = replace(STAGES["sparse"], balance_rate=0.25)
+    stage = STAGES["sparse"].learning(Balance(rate=0.25))
     results = []
     for rows, workers in ((6, 1), (1, 1), (2, 3)):
         model = _model(model_config)
@@ -115,8 +117,8 @@ def _gradients(model: GlmMoeDsa, stage: Stage, tokens: Tensor) -> dict[str, Tens
 
 def test_the_indexer_loss_reaches_indexers_only(tokens: Tensor, model_config: ModelConfig) -> None:
     model, stage = _model(model_config), STAGES["sparse"]
-    light, heavy = (_gradients(model, replace(stage, indexer_weight=w), tokens) for w in (1.0, 64.0))
-    without = _gradients(model, replace(stage, indexer_loss="none"), tokens)
+    light, heavy = (_gradients(model, stage.learning(Indexer(weight=w)), tokens) for w in (1.0, 64.0))
+    without = _gradients(model, stage.without(Indexer), tokens)
     for name, grad in light.items():
         other = heavy[name]
         assert grad is not None and other is not None
@@ -130,7 +132,8 @@ def test_the_indexer_loss_reaches_indexers_only(tokens: Tensor, model_config: Mo
 
 def test_the_draft_loss_reaches_the_draft_layer_only(tokens: Tensor, model_config: ModelConfig) -> None:
     model, stage = _model(model_config), STAGES["pretrain"]
-    with_draft, without = (_gradients(model, replace(stage, mtp_weight=w), tokens) for w in (0.5, 0.0))
+    with_draft = _gradients(model, stage.learning(Draft(weight=0.5, steps=2)), tokens)
+    without = _gradients(model, stage.without(Draft), tokens)
     for name, grad in with_draft.items():
         if is_indexer(name):
             assert grad is None
@@ -149,7 +152,7 @@ def test_warm_up_trains_indexers_only_and_all_of_them(tokens: Tensor, model_conf
 
 
 def test_the_draft_loss_begins_where_it_should(tokens: Tensor, model_config: ModelConfig) -> None:
-    model, stage = _model(model_config), replace(STAGES["pretrain"], mtp_from=0.5)
+    model, stage = _model(model_config), STAGES["pretrain"].learning(Draft(steps=2, after=0.5))
     assert stage.steps == 10
     assert ["draft_loss" in _run(model, stage, tokens, step=s)[0] for s in (0, 4, 5, 9)] == [False, False, True, True]
 
@@ -189,7 +192,7 @@ def test_the_indexer_loss_is_the_mean_over_layers_and_rows(
     kind: Any, tokens: Tensor, model_config: ModelConfig
 ) -> None:
     model = _model(model_config.replace(num_nextn_predict_layers=0))
-    stage = sparse(**SHAPE, indexer_loss=kind)
+    stage = sparse(**SHAPE).learning(Indexer(keys=kind))
     recorder = Recorder()
     with torch.no_grad():
         view = InFlightView([LENGTH] * ROWS)
@@ -208,8 +211,7 @@ def test_served_indexers_learn_the_mean_attention_of_their_layers(tokens: Tensor
     model = _model(model_config.replace(num_nextn_predict_layers=0))
     plan = model_config.share_plan
     assert plan.served_by(2) == (2, 3)
-    stage = sparse(**SHAPE, plan=plan, indexer_loss="all", indexer_target="served")
-    recorder, observer = Recorder(), TrainingObserver(stage, model_config.n_routed_experts)
+    recorder, observer = Recorder(), Indexer(keys="all", target="served").observer(model)
     view = InFlightView([LENGTH] * ROWS)
     with torch.no_grad():
         model.trunk(tokens[:, :-1].reshape(-1), view, observer=recorder)
@@ -219,8 +221,8 @@ def test_served_indexers_learn_the_mean_attention_of_their_layers(tokens: Tensor
     for record in recorder.records:
         index = IndexTensors(*leaves) if record.layer == 2 else record.index
         observer.attention(replace(record, index=index))
-    assert observer.indexer_loss is not None and observer.indexer_rows == 3 * ROWS * LENGTH
-    observer.indexer_loss.backward()
+    assert observer.loss is not None and observer.rows == 3 * ROWS * LENGTH
+    observer.loss.backward()
     q, weights, keys = (t.detach().requires_grad_() for t in leaves)
     total = torch.zeros((), dtype=torch.float64)
     for span in view.spans:

@@ -1,4 +1,4 @@
-"""Losses: next-token and draft-layer cross-entropy, and the bias update that balances experts."""
+"""Cross-entropies of the language-model head, on tensors: for training and for evaluation."""
 
 from __future__ import annotations
 
@@ -50,16 +50,3 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         for h, t in zip(hidden.split(rows), targets.split(rows), strict=True)
     ]
     return torch.cat(parts) if parts else hidden.new_zeros(0, dtype=torch.float32)
-
-
-def update_expert_bias(bias: Tensor, load: Tensor, rate: float) -> None:
-    """Auxiliary-loss-free balancing (arXiv 2408.15664): raise the bias of experts with less than the mean load.
-
-    Args:
-        bias: float32 [E], `e_score_correction_bias`, changed in place.
-        load: float or int [E], tokens each expert took in the step.
-        rate: size of one correction.
-    """
-    load = load.to(bias.dtype)
-    with torch.no_grad():
-        bias.add_(torch.sign(load.mean() - load), alpha=rate)

@@ -1,0 +1,36 @@
+"""Threads that run parts of a batch side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+import torch
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class Workers:
+    """Threads that run micro-batches side by side, each with one compute thread.
+
+    On a few cores this beats splitting every small product over the cores: nothing waits at a barrier, and other
+    programs on the machine slow it down in proportion only. Results come in the order of the micro-batches, so an
+    update depends on the number of workers by rounding only, and not at all on which of them is faster.
+
+    Args:
+        count: micro-batches at a time; 1 runs them in the calling thread with all compute threads.
+    """
+
+    def __init__(self, count: int) -> None:
+        if count < 1:
+            raise ValueError(f"{count} workers; expected at least 1")
+        start = partial(torch.set_num_threads, 1)
+        self.count = count
+        self._pool = ThreadPoolExecutor(count, initializer=start) if count > 1 else None
+
+    def map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterable[_Result]:
+        """Results in order."""
+        return map(function, items) if self._pool is None else self._pool.map(function, items)
