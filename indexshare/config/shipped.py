@@ -20,7 +20,8 @@ def shipped_models() -> dict[str, Path]:
 def model_directory(name_or_dir: str | Path) -> Path:
     """The folder that a name or path stands for: a shipped model's name first, then a directory.
 
-    A directory that is called like a shipped model is reached as `./nano`.
+    The folder of a training run stands for its `model/`. A directory that is called like a shipped model is reached as
+    `./nano`.
 
     Raises:
         ValueError: neither; the text lists the shipped names and the nearest one.
@@ -30,6 +31,8 @@ def model_directory(name_or_dir: str | Path) -> Path:
         return shipped[name_or_dir]
     path = Path(name_or_dir)
     if path.is_dir() and str(name_or_dir):
+        if not (path / CONFIG_FILE).is_file() and (path / "model" / CONFIG_FILE).is_file():
+            return path / "model"
         if not (path / CONFIG_FILE).is_file():
             raise ValueError(f"{path} has no {CONFIG_FILE}; expected a Hugging Face model directory")
         return path
@@ -60,7 +63,8 @@ def find_config(model: str) -> tuple[ModelConfig, str, Path | None]:
     if path.is_file():
         return ModelConfig.load(path), "configuration file", None
     if path.exists():
-        return ModelConfig.load(model_directory(model)), "directory", path
+        directory = model_directory(model)
+        return ModelConfig.load(directory), "directory", directory
     if model in PRESETS:
         return preset(model), "preset", None
     names = sorted({*shipped, *PRESETS})

@@ -33,7 +33,7 @@ class History:
     @classmethod
     def begin(cls, recipe: Recipe) -> History:
         """Of a run that has trained nothing."""
-        ancestor = None if recipe.start is None else _training_record(start_directory(recipe))
+        ancestor = None if recipe.start is None else training_record(start_directory(recipe))
         return cls({"model": _plain(recipe.model.to_dict()), "start": recipe.start, "ancestor": ancestor, "stages": []})
 
     @classmethod
@@ -41,7 +41,7 @@ class History:
         """Of a checkpoint that does not say (an older one): that the recipe has not changed."""
         state = {"model": _plain(recipe.model.to_dict()), "start": recipe.start, "stages": []}
         try:
-            state["ancestor"] = None if recipe.start is None else _training_record(start_directory(recipe))
+            state["ancestor"] = None if recipe.start is None else training_record(start_directory(recipe))
         except ValueError:  # the start is gone; the run goes on without it
             state["ancestor"] = None
         history = cls(state)
@@ -154,7 +154,7 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value))
 
 
-def _training_record(start: Path) -> dict[str, Any] | None:
+def training_record(start: Path) -> dict[str, Any] | None:
     """What `training.json` says of the model in a directory, if there is one."""
     file = start / "training.json"
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
-
-import torch
 
 from indexshare.checkpoint.lock import folder_lock
 from indexshare.train.progress import Reporter, duration
@@ -13,6 +12,7 @@ from indexshare.train.recipe import Recipe, prepare
 from indexshare.train.record import describe_data, export
 from indexshare.train.stopping import StopRequested
 from indexshare.train.trainer import Trainer
+from indexshare.train.workers import compute_threads
 
 
 def run(
@@ -25,6 +25,7 @@ def run(
     tensorboard: bool = False,
     quiet: bool = False,
     resume_command: str = "the same command",
+    held: bool = False,
 ) -> Path | None:
     """Train a recipe, resuming from the newest checkpoint in `out_dir` if there is one.
 
@@ -37,6 +38,7 @@ def run(
         tensorboard: also write TensorBoard files.
         quiet: no progress.
         resume_command: named in the message after a stop.
+        held: the caller holds the folder's lock.
 
     Returns:
         The directory of the exported model, or None when the run was stopped before its end.
@@ -47,14 +49,9 @@ def run(
         OSError: a checkpoint could not be written; the one before it is kept.
     """
     directory = Path(out_dir)
-    with folder_lock(directory):
+    with nullcontext() if held else folder_lock(directory), compute_threads(device, workers) as side_by_side:
         data = prepare(recipe, directory / "data")
-        if workers is None:
-            workers = torch.get_num_threads() if device == "cpu" else 1
-        threads = torch.get_num_threads()
-        if workers > 1:
-            torch.set_num_threads(1)  # idle compute threads of this one would spin against the workers
-        trainer = Trainer(recipe, directory, data, device, workers)
+        trainer = Trainer(recipe, directory, data, device, side_by_side)
         reporter = Reporter(directory, trainer.step, tensorboard=tensorboard, quiet=quiet)
         try:
             for line in (f"{recipe.name}: {describe_data(data)}", *data.notes, *trainer.notes):
@@ -71,11 +68,12 @@ def run(
             return export(trainer, directory / "model")
         finally:
             reporter.close()
-            torch.set_num_threads(threads)
 
 
 def _train(trainer: Trainer, reporter: Reporter, stop: StopRequested, checkpoint_seconds: float) -> None:
     rate, saved_at, saved_step, stage_name = 0.0, time.monotonic(), -1, ""
+    if trainer.step == 0 and trainer.recipe.evaluate_first:
+        _evaluate(trainer, reporter)
     while not trainer.finished and not stop.requested:
         started = time.monotonic()
         metrics = trainer.advance()
@@ -88,9 +86,7 @@ def _train(trainer: Trainer, reporter: Reporter, stop: StopRequested, checkpoint
         reporter.record({"step": trainer.step, "stage": stage.name, **metrics})
         last = trainer.stage_step == stage.steps
         if last or trainer.stage_step % trainer.recipe.evaluate_every == 0:
-            bits = trainer.evaluate()
-            reporter.record({"step": trainer.step, "stage": stage.name, "held_out_bits_per_byte": bits})
-            reporter.say(f"step {trainer.step} {stage.name}: held-out {bits:.4f} bits per byte")
+            _evaluate(trainer, reporter)
         if last and stage.name in trainer.recipe.keep:
             export(trainer, trainer.directory / "stages" / stage.name)
         reporter.progress(_line(trainer, metrics, rate))
@@ -99,6 +95,12 @@ def _train(trainer: Trainer, reporter: Reporter, stop: StopRequested, checkpoint
             saved_at, saved_step = time.monotonic(), trainer.step
     if stop.requested and saved_step != trainer.step:
         trainer.save()
+
+
+def _evaluate(trainer: Trainer, reporter: Reporter) -> None:
+    bits, stage = trainer.evaluate(), trainer.stage.name
+    reporter.record({"step": trainer.step, "stage": stage, "held_out_bits_per_byte": bits})
+    reporter.say(f"step {trainer.step} {stage}: held-out {bits:.4f} bits per byte")
 
 
 def _line(trainer: Trainer, metrics: dict[str, float], rate: float) -> str:

@@ -11,12 +11,12 @@ from typing import Any, Literal
 from indexshare.config.fields import check_fields
 from indexshare.config.model import ModelConfig
 from indexshare.config.share_plan import SharePlan
-from indexshare.config.shipped import CONFIG_FILE, shipped_models
+from indexshare.config.shipped import model_directory, shipped_models
 from indexshare.data.corpus import TokenCorpus
 from indexshare.data.packages import TrainingText
 from indexshare.data.sources import Material, Mixture, make_source, source_names, weight_of
 from indexshare.data.splitting import Document, Split
-from indexshare.text.files import describe_skipped
+from indexshare.text.files import SkippedFile, describe_skipped, plural
 from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.stages import Stage
 
@@ -40,6 +40,7 @@ class Recipe:
         dtype: of the model's parameters and products; float32 master copies are kept in any case.
         held_out_windows: rows of held-out text in each evaluation.
         evaluate_every: updates between evaluations.
+        evaluate_first: whether to evaluate before the first update too.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Recipe:
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     held_out_windows: int = 32
     evaluate_every: int = 50
+    evaluate_first: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, f"recipe {self.name!r}: ")
@@ -138,6 +140,7 @@ class PreparedData:
     documents: list[Document] = field(repr=False)  # held out
     summary: dict[str, Any]
     notes: list[str] = field(default_factory=list)  # about the text, for people
+    left_out: tuple[SkippedFile, ...] = ()
 
     @property
     def material(self) -> Material:
@@ -163,6 +166,7 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
     """
     folder = Path(directory)
     split = recipe.text.split()
+    _check_sides(split)
     if (folder / "tokenizer.json").is_file():
         tokenizer = Tokenizer.load(folder)
     elif recipe.start is not None:
@@ -190,7 +194,21 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
         documents=split.held_out,
         summary=_summary(split, train, held_out),
         notes=_notes(split),
+        left_out=split.left_out,
     )
+
+
+def _check_sides(split: Split) -> None:
+    """Refuse (ValueError) a split that leaves nothing to train on, or nothing to measure on."""
+    if not split.train:
+        number = plural(len(split.held_out), "file")
+        raise ValueError(f"nothing is left to train on, {number} being held out; make `held_out` smaller")
+    if not split.held_out:
+        why = "; make `held_out` larger"
+        if split.near_copies:
+            copies = plural(split.near_copies, "file")
+            why = f": {copies} would have been, but training has most of the lines; add text, or leave the copies out"
+        raise ValueError(f"nothing is held out to measure on{why}")
 
 
 def missing_ancestor(recipe: Recipe) -> str | Path | None:
@@ -213,8 +231,10 @@ def start_directory(recipe: Recipe) -> Path:
 
 def _model_at(start: str) -> Path | None:
     """The folder of a shipped model or of a model directory (`~` for the home folder); None if there is none."""
-    directory = shipped_models().get(start, Path(start).expanduser())
-    return directory if (directory / CONFIG_FILE).is_file() else None
+    try:
+        return model_directory(start if start in shipped_models() else Path(start).expanduser())
+    except ValueError:
+        return None
 
 
 def _notes(split: Split) -> list[str]:

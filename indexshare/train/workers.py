@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -34,3 +35,19 @@ class Workers:
     def map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterable[_Result]:
         """Results in order."""
         return map(function, items) if self._pool is None else self._pool.map(function, items)
+
+
+@contextlib.contextmanager
+def compute_threads(device: str, workers: int | None = None) -> Iterator[int]:
+    """How many workers a run has: as given, or one per compute thread on a CPU and one elsewhere.
+
+    While there are several, torch has one thread in this one: idle ones would spin against the workers.
+    """
+    threads = torch.get_num_threads()
+    count = workers if workers is not None else threads if device == "cpu" else 1
+    try:
+        if count > 1:
+            torch.set_num_threads(1)
+        yield count
+    finally:
+        torch.set_num_threads(threads)
