@@ -56,7 +56,7 @@ def complete(
     cursor = read_cursor(place)
     tokenizer = options.tokenizer()
     budget = _budget(max_context_tokens, options, sampling.max_tokens)
-    packed = _pack(cursor, context, tokenizer, budget)
+    packed = _pack(cursor, context, tokenizer, budget - len(tokenizer.around[0]))
     prompt = encode_context(packed, tokenizer)
     if not json:
         _announce(cursor, packed)
@@ -78,11 +78,14 @@ def complete(
 def encode_context(packed: PackedContext, tokenizer: Tokenizer) -> list[int]:
     """Token ids of a packed context: the end-of-text token between files, as in training, none at the end.
 
-    Names of special tokens inside the files stay ordinary text.
+    Names of special tokens inside the files stay ordinary text. What the tokenizer's post-processor puts before every
+    text comes first.
     """
     separator = _separator(tokenizer)
     pieces = tokenizer.encode_batch(packed.pieces, parse_special=False)
-    return [token for n, ids in enumerate(pieces) for token in ((separator if n else []) + ids)]
+    return [*tokenizer.around[0]] + [
+        token for n, ids in enumerate(pieces) for token in ((separator if n else []) + ids)
+    ]
 
 
 def _separator(tokenizer: Tokenizer) -> list[int]:

@@ -231,7 +231,7 @@ class TokenCorpus:
         if _indexed_hash(path) == data_hash:
             return cls(path)
         dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32)
-        end = tokenizer.eos_ids[0]
+        end = tokenizer.end_id
         arrays = []
         for first in range(0, len(documents), 256):
             texts = [d.headed for d in documents[first : first + 256]]

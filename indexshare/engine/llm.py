@@ -121,7 +121,8 @@ class LLM:
         """Complete prompts, as many at a time as fit.
 
         Args:
-            prompts: a text, token ids, or a list of either. Texts are encoded as they are; nothing is added.
+            prompts: a text, token ids, or a list of either. Texts get what the tokenizer's
+                post-processor adds to every text, such as a first token; token ids are taken as they are.
             params: for all prompts, or one for each; the defaults of `SamplingParams` if None.
             progress: show a bar with rate and time left on standard error.
             on_prefill: called with (tokens done, tokens in all) as the prompts are read.
@@ -212,7 +213,7 @@ class LLM:
         if isinstance(prompt, str):
             if self.tokenizer is None:
                 raise ValueError(f"{name} is a text, but the model has no tokenizer; give token ids or a tokenizer")
-            return check_prompt(self.tokenizer.encode(prompt), self.model.config.vocab_size, name)
+            return check_prompt(self.tokenizer.encode_prompt(prompt), self.model.config.vocab_size, name)
         if isinstance(prompt, bytes) or not hasattr(prompt, "__iter__"):
             raise ValueError(f"{name} is {prompt!r}; expected a text or a list of token ids")
         return check_prompt(prompt, self.model.config.vocab_size, name)
@@ -267,7 +268,7 @@ def _load(
         tokenizer = Tokenizer.load(tokenizer)
     if tokenizer is not None and tokenizer.vocab_size > loaded.config.vocab_size:
         raise ValueError(
-            f"the tokenizer has {tokenizer.vocab_size} entries, more than the model's vocabulary of "
+            f"the tokenizer has ids for {tokenizer.vocab_size} entries, more than the model's vocabulary of "
             f"{loaded.config.vocab_size}; it belongs to another model"
         )
     return loaded.eval(), tokenizer

@@ -67,7 +67,7 @@ class TextAssembler:
         if stops and tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
         self._known = 0 if tokenizer is None else tokenizer.vocab_size
-        self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer)
+        self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer, continuing=True)
         self._matcher = StopMatcher(stops)
         self._silent = frozenset(silent)
         self._pieces: list[str] = []

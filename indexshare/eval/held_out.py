@@ -184,7 +184,7 @@ def bits_by_position(
         Edges (0, 256, 512, ... doubling up to `max_tokens`), mean bits between each pair of edges, and the number of
         windows; both tuples are empty when the documents do not fill one window.
     """
-    end, ids = tokenizer.eos_ids[0], []
+    end, ids = tokenizer.end_id, []
     for document in documents:
         ids += [*tokenizer.encode(document.headed, parse_special=False), end]
     starts = range(0, len(ids) - max_tokens, max(1, max_tokens // 4))

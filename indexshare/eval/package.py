@@ -74,7 +74,7 @@ def package_context(tokenizer: Tokenizer, target: Target, given: int, budget: in
         At most `budget` token ids, and the names of the files in their order; both empty where nothing fits.
     """
     before = tokenizer.decode(target.body[:given])
-    end = tokenizer.eos_ids[0]
+    end = tokenizer.end_id
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text, parse_special=False))

@@ -170,6 +170,11 @@ def _notes(config: ModelConfig, vocabulary: Vocabulary | None) -> list[str]:
         )
     if config.num_nextn_predict_layers:
         notes.append("llama.cpp runs the draft layer with full attention; its indexer is in the file but unused")
+    if vocabulary is not None and vocabulary.bare:
+        notes.append(
+            f"the tokenizer puts {' '.join(vocabulary.bare)} around every text, which llama.cpp cannot be told to add;"
+            " give it with the text"
+        )
     if vocabulary is not None and not vocabulary.exact:
         notes.append(
             "llama.cpp has no pre-tokenizer equal to this tokenizer's; with the nearest one, and indentations written"

@@ -69,7 +69,9 @@ class Vocabulary:
         merges: pairs in order of rank, the two halves separated by a space.
         pre: llama.cpp's name of the pre-tokenizer; `exact` is false if it is only the nearest.
         special: ids by llama.cpp's name of their use (`bos`, `eos`, ...).
-        add_bos: whether a text begins with the `bos` token; `add_eos`: whether it ends with `eos`.
+        add_bos: whether a text begins with the `bos` token; `add_eos`: whether it ends with `eos`. The post-processor
+            of `tokenizer.json` says so, as in transformers.
+        bare: tokens that the post-processor puts around a text and that llama.cpp cannot be told to add.
         chat_template: Jinja source, or None.
     """
 
@@ -81,6 +83,7 @@ class Vocabulary:
     special: dict[str, int] = field(default_factory=dict)
     add_bos: bool = False
     add_eos: bool = False
+    bare: tuple[str, ...] = ()
     chat_template: str | None = None
 
     def metadata(self) -> dict[str, Value]:
@@ -116,25 +119,31 @@ def read_vocabulary(directory: Path, config: ModelConfig) -> Vocabulary:
     data = _read_json(directory / "tokenizer.json")
     _require_byte_level(data, directory)
     ignores = bool(data["model"].get("ignore_merges", False))
-    pre = _pre_tokenizer(RustTokenizer.from_file(str(directory / "tokenizer.json")), ignores, directory)
+    pre = _pre_tokenizer(tokenizer.rust, ignores, directory)
     if tokenizer.vocab_size > config.vocab_size:
         raise ValueError(
-            f"the tokenizer of {directory} has {tokenizer.vocab_size} tokens, but vocab_size in config.json is"
-            f" {config.vocab_size}; it belongs to another model"
+            f"the ids of the tokenizer of {directory} end at {tokenizer.vocab_size - 1}, but vocab_size in config.json"
+            f" is {config.vocab_size}; it belongs to another model"
         )
-    tokens, types = _tokens(data, config.vocab_size)
+    tokens, types = _tokens(tokenizer, config.vocab_size)
     if pre == NEAREST_TO_CODE:
         _indentations(tokenizer, tokens, types)
     pairs = data["model"]["merges"]
+    special = _special(config, tokens, types, directory)
+    before, after = tokenizer.around
+    if len(before) == 1:
+        special["bos"] = before[0]
+    add_bos, add_eos = len(before) == 1, after == (special["eos"],)
     return Vocabulary(
         tokens=tokens,
         types=types,
         merges=[pair if isinstance(pair, str) else " ".join(pair) for pair in pairs],
         pre=pre,
         exact=pre != NEAREST_TO_CODE,
-        special=_special(config, tokens, types, directory),
-        add_bos=bool(settings.get("add_bos_token", False)),
-        add_eos=bool(settings.get("add_eos_token", False)),
+        special=special,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        bare=tuple(tokens[i] for i in (before if not add_bos else ()) + (after if not add_eos else ())),
         chat_template=_chat_template(directory, settings),
     )
 
@@ -176,14 +185,13 @@ def _pre_tokenizer(rust: RustTokenizer, ignores_merges: bool, directory: Path) -
     )
 
 
-def _tokens(data: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
+def _tokens(tokenizer: Tokenizer, size: int) -> tuple[list[str], list[int]]:
     """Text and kind of every id; ids that no token has are filled up, as llama.cpp wants one text per row."""
     tokens, types = [f"[PAD{i}]" for i in range(size)], [UNUSED] * size
-    for text, i in data["model"]["vocab"].items():
+    for text, i in tokenizer.entries.items():
         tokens[i], types[i] = text, NORMAL
-    for added in data.get("added_tokens", []):
-        tokens[added["id"]] = added["content"]
-        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    for text, i in tokenizer.added_tokens.items():
+        types[i] = CONTROL if text in tokenizer.special_tokens else USER_DEFINED
     return tokens, types
 
 
@@ -230,5 +238,6 @@ def _chat_template(directory: Path, settings: dict[str, Any]) -> str | None:
         return file.read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):  # several by name
-        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+        named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+        template = named[0].get("template") if named else None
     return template if isinstance(template, str) and template else None

@@ -1,7 +1,8 @@
-"""Text to token ids and back: byte-level BPE, lossless on any text, and incremental decoding for streaming.
+"""Text to token ids and back: BPE whose text can be given back byte by byte, and incremental decoding for streaming.
 
-The pre-tokenizer is made for Python source: a line break and the indentation after it stay together, digits are
-split one by one, and one leading character such as a space, a dot or an underscore may join the word after it.
+The pre-tokenizer of the tokenizers trained here is made for Python source: a line break and the indentation after it
+stay together, digits are split one by one, and one leading character such as a space, a dot or an underscore may join
+the word after it.
 """
 
 from __future__ import annotations
@@ -10,14 +11,20 @@ import codecs
 import hashlib
 import json
 import os
+import re
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as _RustTokenizer
 
+from indexshare.text.special_tokens import ADDED_FILE, CONFIG_FILE, MAP_FILE, read_named_tokens
+from indexshare.text.tokenizer_file import SPACE, TokenizerFile, byte_of_character, read_tokenizer
+
+TOKENIZER_FILE = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER_FILE, CONFIG_FILE, MAP_FILE, ADDED_FILE, "chat_template.jinja")
 END_OF_TEXT = "<|endoftext|>"
 # The end of text comes first so that its id is 0; the rest are reserved for a chat template to come.
 SPECIAL_TOKENS = (
@@ -46,58 +53,71 @@ def file_header(name: str) -> str:
     return f"# file: {name}\n"
 
 
-def _byte_of_character() -> dict[str, int]:
-    """The printable stand-ins that byte-level BPE vocabularies use for the 256 bytes (the GPT-2 table)."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(b): b for b in plain}
-    for shift, byte in enumerate(b for b in range(256) if b not in set(plain)):
-        table[chr(256 + shift)] = byte
-    return table
-
-
 class Tokenizer:
-    """A byte-level BPE vocabulary with its special tokens.
+    """A BPE vocabulary with its special tokens: byte-level, or text with byte fallback.
 
     Args:
-        rust: the `tokenizers` object; its model must be byte-level.
+        source: a checked file, or a `tokenizers` object, which is checked.
         eos_tokens: names of the tokens that end a text, the first being the one written by `save`.
+        files: contents of the files it came from by name, written by `save` as they are.
+
+    Raises:
+        ValueError: a kind of tokenizer that is not supported, or an end-of-text token that is not in the vocabulary.
     """
 
-    def __init__(self, rust: _RustTokenizer, eos_tokens: Sequence[str] = (END_OF_TEXT,)) -> None:
-        self._rust = rust
+    def __init__(
+        self,
+        source: TokenizerFile | _RustTokenizer,
+        eos_tokens: Sequence[str] = (END_OF_TEXT,),
+        *,
+        files: Mapping[str, bytes] | None = None,
+    ) -> None:
+        self._file = source if isinstance(source, TokenizerFile) else read_tokenizer(source.to_str())
+        self._rust = self._file.rust
         self._lock = threading.Lock()
         self._eos_tokens = tuple(eos_tokens)
-        missing = [t for t in self._eos_tokens if rust.token_to_id(t) is None]
+        self._files = dict(files or {})
+        missing = [t for t in self._eos_tokens if t not in self._file.ids]
         if missing:
             raise ValueError(f"end-of-text tokens {missing} are not in the vocabulary; name tokens that are")
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read `tokenizer.json` (and `tokenizer_config.json` if present) of a model directory.
+        """Read `tokenizer.json` of a model directory, and what the files beside it say of its tokens.
+
+        The token that ends a text is the one they name, or `<|endoftext|>` if the vocabulary has it.
 
         Raises:
-            ValueError: no readable `tokenizer.json` in the directory, or a damaged `tokenizer_config.json`.
+            ValueError: no `tokenizer.json` in the directory, a damaged file, or a kind of tokenizer that is not
+                supported; the text says which are.
         """
-        path = Path(directory) / "tokenizer.json"
-        if not path.is_file():
-            raise ValueError(f"no tokenizer.json in {directory}: expected a model or tokenizer directory")
+        folder = Path(directory)
+        if not (folder / TOKENIZER_FILE).is_file():
+            raise ValueError(f"no {TOKENIZER_FILE} in {directory}: expected a model or tokenizer directory")
+        files = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if (folder / name).is_file()}
         try:
-            rust = _RustTokenizer.from_file(str(path))
-        except Exception as error:  # the Rust side raises bare Exception
-            raise ValueError(f"cannot read {path}: {error}; it must be a `tokenizers` JSON file") from error
-        config_path = path.with_name("tokenizer_config.json")
-        try:
-            config = json.loads(config_path.read_text(encoding="utf-8")) if config_path.is_file() else {}
+            named = read_named_tokens(folder)
+            file = read_tokenizer(files[TOKENIZER_FILE].decode("utf-8"), named.tokens)
         except ValueError as error:
-            raise ValueError(f"cannot read {config_path}: {error}; it must be a JSON object") from error
-        eos = config.get("eos_token") or END_OF_TEXT
-        return cls(rust, (eos["content"] if isinstance(eos, dict) else eos,))
+            raise ValueError(f"cannot read the tokenizer of {folder}: {error}") from None
+        eos = named.eos or (END_OF_TEXT if END_OF_TEXT in file.ids else None)
+        return cls(file, () if eos is None else (eos,), files=files)
 
     def save(self, directory: str | Path) -> None:
-        """Write `tokenizer.json` and `tokenizer_config.json`, as transformers' AutoTokenizer reads them."""
+        """Write `tokenizer.json` and the files beside it, as transformers' AutoTokenizer reads them.
+
+        A tokenizer that was loaded is written as it came, byte for byte.
+        """
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        eos = self._eos_tokens[0]
+        files = self._files or self._own_files()
+        for name in sorted(files, key=lambda name: name == TOKENIZER_FILE):  # last: its presence says all are there
+            temporary = folder / (name + ".tmp")
+            temporary.write_bytes(files[name])
+            os.replace(temporary, folder / name)
+
+    def _own_files(self) -> dict[str, bytes]:
+        eos = self._eos_tokens[0] if self._eos_tokens else None
         config = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": eos,
@@ -106,41 +126,71 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "additional_special_tokens": [t for t in self.special_tokens if t != eos],
         }
-        for name, text in (
-            ("tokenizer_config.json", json.dumps(config, indent=2) + "\n"),
-            ("tokenizer.json", self._rust.to_str(pretty=True)),  # last: its presence says that both are complete
-        ):
-            temporary = folder / (name + ".tmp")
-            temporary.write_text(text, encoding="utf-8")
-            os.replace(temporary, folder / name)
+        return {
+            CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode("utf-8"),
+            TOKENIZER_FILE: self._rust.to_str(pretty=True).encode("utf-8"),
+        }
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
-        return self._rust.get_vocab_size(with_added_tokens=True)
+        """The largest id plus one, special tokens included; some of the ids below it may have no token."""
+        return self._vocab_size
+
+    @cached_property
+    def _vocab_size(self) -> int:
+        return max(self._file.ids.values()) + 1
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
         """Ids that end a text."""
         return tuple(self.id_of(token) for token in self._eos_tokens)
 
+    @property
+    def end_id(self) -> int:
+        """The id that ends a text, and stands between texts; ValueError when the tokenizer names none."""
+        if not self._eos_tokens:
+            raise ValueError(f"the tokenizer names no token that ends a text; give {CONFIG_FILE} an eos_token")
+        return self.id_of(self._eos_tokens[0])
+
+    @property
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Ids that the tokenizer's post-processor puts before and after a prompt, both often empty."""
+        return self._file.before, self._file.after
+
+    @property
+    def rust(self) -> _RustTokenizer:
+        """The `tokenizers` object that cuts texts; its ids are not always the file's, which are those used here."""
+        return self._rust
+
     @cached_property
     def fingerprint(self) -> str:
         """Hash of the whole vocabulary and its rules."""
-        return hashlib.sha256(self._rust.to_str().encode("utf-8")).hexdigest()
+        digest = hashlib.sha256(self._rust.to_str().encode("utf-8"))
+        if self._file.renumbered:
+            digest.update(repr(sorted(self._file.renumbered.items())).encode("ascii"))
+        return digest.hexdigest()
 
     @cached_property
     def special_tokens(self) -> dict[str, int]:
         """Special tokens and their ids, by id."""
-        added = self._rust.get_added_tokens_decoder()
-        return {token.content: i for i, token in sorted(added.items()) if token.special}
+        return {self._file.added[i]: i for i in sorted(self._file.special)}
+
+    @cached_property
+    def added_tokens(self) -> dict[str, int]:
+        """Tokens that are found in a text before it is cut into words, special or not, and their ids, by id."""
+        return {name: i for i, name in sorted(self._file.added.items())}
+
+    @property
+    def entries(self) -> dict[str, int]:
+        """Every entry of the vocabulary as the file spells it, added tokens included, and its id."""
+        return dict(self._file.ids)
 
     def id_of(self, token: str) -> int:
         """Id of one vocabulary entry; ValueError when it is not in the vocabulary."""
-        found = self._rust.token_to_id(token)
+        found = self._file.ids.get(token)
         if found is None:
-            raise ValueError(f"token {token!r} is not in the vocabulary of {self.vocab_size} entries")
-        return int(found)
+            raise ValueError(f"token {token!r} is not in the vocabulary of {len(self._file.ids)} entries")
+        return found
 
     def encode(self, text: str, *, parse_special: bool = True) -> list[int]:
         """Token ids of `text`; nothing is added before or after.
@@ -164,54 +214,86 @@ class Tokenizer:
                 ) from error
         with self._lock:  # the setting belongs to the object that all threads share
             self._rust.encode_special_tokens = not parse_special
-            return [e.ids for e in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+            rows = [e.ids for e in self._rust.encode_batch_fast(list(texts), add_special_tokens=False)]
+        if self._file.renumbered:
+            rows = [[self._file.renumbered.get(i, i) for i in row] for row in rows]
+        return rows
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a prompt: those of `text`, with what the post-processor puts around it (`around`).
+
+        The same as transformers' AutoTokenizer gives for the text.
+        """
+        return [*self._file.before, *self.encode(text), *self._file.after]
 
     def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
-        """Text of `ids`. Bytes that are not UTF-8 become U+FFFD; ValueError for ids out of range."""
-        return self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
+        """Text of `ids`, as a text of its own: a decoder that strips the first space does so.
+
+        Bytes that are not UTF-8 become U+FFFD, holes in the vocabulary nothing; ValueError for ids out of range.
+        """
+        text = self.decode_bytes(ids, skip_special=skip_special).decode("utf-8", errors="replace")
+        return self.strip(text)[0]
+
+    def strip(self, text: str, already: int = 0) -> tuple[str, int]:
+        """`text` at the beginning of a decoded text, `already` spaces having been stripped, and how many now are."""
+        count = min(len(text) - len(text.lstrip(" ")), max(self._file.stripped - already, 0))
+        return text[count:], already + count
 
     def decode_bytes(self, ids: Sequence[int], *, skip_special: bool = False) -> bytes:
-        """The exact bytes that `ids` stand for."""
+        """The exact bytes that `ids` stand for within a text."""
         return b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids)
 
     def token_bytes(self, token_id: int, *, skip_special: bool = False) -> bytes:
-        """Bytes of one token, possibly part of a UTF-8 character; empty for a skipped special token."""
+        """Bytes of one token, possibly part of a UTF-8 character; empty for a skipped special token and for a hole."""
         if not 0 <= token_id < self.vocab_size:
-            raise ValueError(f"token id {token_id} is out of range: the vocabulary has {self.vocab_size} entries")
-        if skip_special and token_id in self._special_ids:
+            raise ValueError(
+                f"token id {token_id} is out of range: the ids of the vocabulary end at {self.vocab_size - 1}"
+            )
+        if skip_special and token_id in self._file.special:
             return b""
-        return self._bytes_by_id[token_id]
+        return self._bytes_by_id.get(token_id, b"")
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
-        return frozenset(self.special_tokens.values())
+    def _bytes_by_id(self) -> dict[int, bytes]:
+        if self._file.byte_fallback:
+            return {i: _text_or_byte(name) for name, i in self._file.ids.items()}
+        table, added = byte_of_character(), self._file.added
+        return {
+            i: name.encode("utf-8") if i in added else bytes(table[c] for c in name)
+            for name, i in self._file.ids.items()
+        }
 
-    @cached_property
-    def _bytes_by_id(self) -> list[bytes]:
-        table, added = _byte_of_character(), self._rust.get_added_tokens_decoder()
-        result = [b""] * self.vocab_size
-        for name, i in self._rust.get_vocab(with_added_tokens=True).items():
-            if i in added:
-                result[i] = added[i].content.encode("utf-8")
-            else:
-                result[i] = bytes(table[c] for c in name)
-        return result
+
+_BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
+
+
+def _text_or_byte(name: str) -> bytes:
+    """What an entry of a vocabulary with byte fallback stands for."""
+    byte = _BYTE.fullmatch(name)
+    return bytes([int(byte[1], 16)]) if byte else name.replace(SPACE, " ").encode("utf-8")
 
 
 class IncrementalDecoder:
     """Turns ids into text as they come, never giving half of a UTF-8 character.
 
-    The pieces returned by `push`, then `finish`, join to `tokenizer.decode` of all ids.
+    The pieces returned by `push`, then `finish`, join to `tokenizer.decode` of all ids; or, `continuing` a text that
+    came before, to what they add to it: a space at the beginning stays.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True, continuing: bool = False) -> None:
         self._tokenizer = tokenizer
         self._skip_special = skip_special
+        self._at_start = not continuing
+        self._stripped = 0
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, token_id: int) -> str:
         """Text that became complete with this token, possibly empty."""
-        return self._utf8.decode(self._tokenizer.token_bytes(token_id, skip_special=self._skip_special))
+        text = self._utf8.decode(self._tokenizer.token_bytes(token_id, skip_special=self._skip_special))
+        if self._at_start and text:
+            text, self._stripped = self._tokenizer.strip(text, self._stripped)
+            self._at_start = not text
+        return text
 
     def finish(self) -> str:
         """What is left at the end: U+FFFD for a character that was never completed, else empty."""

@@ -36,7 +36,7 @@ class GeneratedTexts(Source):
 
     def window(self, length: int) -> np.ndarray:
         """The next window, int64 [length]."""
-        end = self._tokenizer.eos_ids[0]
+        end = self._tokenizer.end_id
         ids: list[int] = []
         while len(ids) < length:
             text = self._text(length - len(ids))

@@ -53,7 +53,7 @@ class RenamedText(Source):
 
     def window(self, length: int) -> np.ndarray:
         """The next window, int64 [length]; ValueError when the corpus is too short."""
-        end, ids = self._tokenizer.eos_ids[0], list[int]()
+        end, ids = self._tokenizer.end_id, list[int]()
         while len(ids) < length:
             before = self._text.window(self._wider(length))
             texts = [self._decode(part) for part in np.split(before, np.flatnonzero(before == end) + 1)]

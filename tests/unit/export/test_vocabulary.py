@@ -185,12 +185,55 @@ def test_uses_of_tokens(tmp_path: Path) -> None:
     assert read_vocabulary(tmp_path, glm_config(bos_token_id=2)).special["bos"] == 2
     assert (plain.chat_template, plain.add_bos) == (None, False)
     named = [{"name": "tools", "template": "b"}, {"name": "default", "template": "a"}]
-    edit(tmp_path / "tokenizer_config.json", lambda data: data.update(chat_template=named, add_bos_token=True))
+    edit(tmp_path / "tokenizer_config.json", lambda data: data.update(chat_template=named))
     assert read_vocabulary(tmp_path, glm_config()).chat_template == "a"
     (tmp_path / "chat_template.jinja").write_text("[gMASK]<sop>{{ x }}\n")
     full = read_vocabulary(tmp_path, glm_config()).metadata()
     assert full["tokenizer.chat_template"] == "[gMASK]<sop>{{ x }}\n"
-    assert full["tokenizer.ggml.add_bos_token"] is True
+    assert full["tokenizer.ggml.add_bos_token"] is False
+
+
+def template(*names: str) -> dict[str, Any]:
+    """A post-processor that puts tokens of `trained` around a text, the first ones before it, the last after it."""
+    ids = {"<|endoftext|>": 0, "[gMASK]": 1, "<|user|>": 2}
+    parts: list[dict[str, Any]] = [{"SpecialToken": {"id": name, "type_id": 0}} for name in names]
+    parts[-1:-1] = [{"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {name: {"id": name, "ids": [ids[name]], "tokens": [name]} for name in names}
+    return {"type": "TemplateProcessing", "single": parts, "pair": parts, "special_tokens": tokens}
+
+
+def test_the_post_processor_says_what_begins_and_ends_a_text(tmp_path: Path) -> None:
+    trained(tmp_path, split(GLM), ignore_merges=True)
+    # As in transformers, which does not look at add_bos_token beside a tokenizer.json.
+    edit(tmp_path / "tokenizer_config.json", lambda data: data.update(add_bos_token=False))
+    edit(tmp_path / "tokenizer.json", lambda data: data.update(post_processor=template("<|user|>", "<|endoftext|>")))
+    vocabulary = read_vocabulary(tmp_path, glm_config())
+    assert (vocabulary.add_bos, vocabulary.special["bos"], vocabulary.add_eos, vocabulary.bare) == (True, 2, True, ())
+    two = template("[gMASK]", "<|user|>", "<|endoftext|>")
+    edit(tmp_path / "tokenizer.json", lambda data: data.update(post_processor=two))
+    vocabulary = read_vocabulary(tmp_path, glm_config(eos_token_id=(2, 0)))
+    assert (vocabulary.add_bos, vocabulary.add_eos) == (False, False)
+    assert vocabulary.bare == ("[gMASK]", "<|user|>", "<|endoftext|>")
+
+
+def test_ids_that_are_no_counts(tmp_path: Path) -> None:
+    """Far ids and holes stand in the file where the tokenizer has them."""
+    trained(tmp_path / "model", split(GLM), ignore_merges=True)
+
+    def spread(data: dict[str, Any]) -> None:
+        vocab = data["model"]["vocab"]
+        data["model"]["vocab"] = {name: i if i < 400 else i + 4 for name, i in vocab.items()}
+        data["added_tokens"][-1]["id"] = 509
+
+    edit(tmp_path / "model" / "tokenizer.json", spread)
+    ours = Tokenizer.load(tmp_path / "model")
+    saved(tmp_path / "model", glm_config())
+    export_gguf(tmp_path / "model", tmp_path / "out.gguf")
+    keys = read(tmp_path / "out.gguf")[0]
+    tokens, kinds = keys["tokenizer.ggml.tokens"], keys["tokenizer.ggml.token_type"]
+    assert (tokens[509], kinds[509], ours.encode("<think>")) == ("<think>", USER_DEFINED, [509])
+    assert [i for i, kind in enumerate(kinds) if kind == UNUSED] == [400, 401, 402, 403, *range(504, 509)]
+    assert LlamaTokenizer(keys).encode(TEXT) == ours.encode(TEXT, parse_special=False)
 
 
 @pytest.mark.parametrize(

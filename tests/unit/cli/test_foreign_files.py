@@ -1,0 +1,43 @@
+"""The command on a model whose files come from elsewhere: what they say reaches it as transformers reads it."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from indexshare.text.tokenizer import Tokenizer
+from tests.unit.text.test_foreign_tokenizers import PADDING, TRUNCATION
+
+Run = Callable[..., Any]
+LONG = "def f(x):\n    return x + 1\n" * 8
+
+
+@pytest.fixture
+def foreign(model_dir: Path, tmp_path: Path) -> Path:
+    """`model_dir` with a tokenizer that cuts texts at 16 tokens, fills them up, and begins each with a token."""
+    folder = Path(shutil.copytree(model_dir, tmp_path / "foreign"))
+    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    first = [{"SpecialToken": {"id": "<|user|>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+    tokens = {"<|user|>": {"id": "<|user|>", "ids": [2], "tokens": ["<|user|>"]}}
+    template = {"type": "TemplateProcessing", "single": first, "pair": first, "special_tokens": tokens}
+    data |= {"truncation": TRUNCATION, "padding": PADDING, "post_processor": template}
+    (folder / "tokenizer.json").write_text(json.dumps(data), encoding="utf-8")
+    return folder
+
+
+def test_generate_reads_the_whole_prompt(run: Run, model_dir: Path, foreign: Path) -> None:
+    [completion] = json.loads(run("generate", LONG, "--model", foreign, "-n", 2, "--json").out)["completions"]
+    assert completion["stats"]["prompt_tokens"] == len(Tokenizer.load(model_dir).encode(LONG)) + 1 > 60
+
+
+def test_complete_counts_the_whole_context(run: Run, model_dir: Path, foreign: Path, source_dir: Path) -> None:
+    (source_dir / "main.py").write_text(LONG)
+    options = ("complete", source_dir / "main.py", "--context", source_dir, "-n", 2, "--json")
+    plain, found = (json.loads(run(*options, "--model", folder).out) for folder in (model_dir, foreign))
+    assert found["files"] == plain["files"]
+    assert found["stats"]["prompt_tokens"] == plain["stats"]["prompt_tokens"] + 1
+    limited = json.loads(run(*options, "--model", foreign, "--max-context-tokens", 80).out)
+    assert 40 < limited["stats"]["prompt_tokens"] <= 80
