@@ -97,11 +97,10 @@ class Ours:
 
     def __init__(self, folder: Path, job: dict[str, Any], dtype: str = "bfloat16") -> None:
         from indexshare import load_model
-        from indexshare.adapt.quantized import quantize_weights
+        from indexshare.adapt.quantized import packing
 
-        self._model = load_model(folder, dtype=dtype)
-        if job["weights"] != "bf16":
-            quantize_weights(self._model, job["weights"])
+        weights = None if job["weights"] == "bf16" else job["weights"]
+        self._model = load_model(folder, dtype=dtype, adapt=packing(weights))
         self.vocab_size = self._model.config.vocab_size
 
     def logits(self, ids: list[int]) -> Any:

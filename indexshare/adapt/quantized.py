@@ -6,24 +6,25 @@ the packed weights; every other pass multiplies with the same weights, dequantis
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indexshare import ops
-from indexshare.model.attention.base import Attention
-from indexshare.model.attention.mla import MLA
-from indexshare.model.experts import Experts, MoE, SwiGLU
+from indexshare.config import ModelConfig
+from indexshare.config.layers import LayerTensor, Role, model_tensors
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.model.layer import DecoderLayer
-from indexshare.ops.packed.packing import PackedWeight, pack
+from indexshare.ops.packed.packing import PackedWeight, empty, pack_into
 
 BITS = {"int8": 8, "int4": 4}
+Index = tuple[int | slice, ...]
 
 
-class _Packed(nn.Module):
+class _Packed(nn.Module, ABC):
     """Holds packed stacks by name, as buffers that keep their types whatever the model is converted to."""
 
     def __init__(self, dtype: torch.dtype, **stacks: PackedWeight) -> None:
@@ -43,15 +44,19 @@ class _Packed(nn.Module):
         kind: Tensor = self.get_buffer("_type")
         return self.stack(name).dequantize(kind.dtype)
 
+    @abstractmethod
+    def take(self, name: str, index: Index, values: Tensor) -> None:
+        """Pack the plain module's weight `name`, or its part `index`."""
+
 
 class QuantLinear(_Packed):
-    """`nn.Linear` with packed weights; `members` > 1 for a matrix whose rows are those of so many heads."""
+    """`nn.Linear` with packed weights; a matrix whose rows are those of heads is a stack with a member for each."""
 
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear, bits: int, members: int = 1) -> None:
-        weight = linear.weight.detach()
-        super().__init__(weight.dtype, rows=pack(weight.unflatten(0, (members, -1)), bits))
+    def __init__(self, linear: nn.Linear, row: LayerTensor, bits: int, dtype: torch.dtype) -> None:
+        self.heads = row.heads
+        super().__init__(dtype, rows=empty(row.heads, row.shape[0] // row.heads, row.shape[1], bits))
         self.register_parameter("bias", linear.bias)
 
     @property
@@ -59,26 +64,38 @@ class QuantLinear(_Packed):
         """The dequantised matrix `[R, C]`, made anew at every reading."""
         return self.plain("rows").flatten(0, 1)
 
+    def take(self, name: str, index: Index, values: Tensor) -> None:
+        """Pack the matrix `[R, C]`."""
+        pack_into(self.stack("rows"), 0, values.unflatten(0, (self.heads, -1)))
+
     def forward(self, x: Tensor) -> Tensor:
         """Shapes `[..., C]` -> `[..., R]`."""
         return F.linear(x, self.weight, self.bias)
 
 
 class QuantUp(_Packed):
-    """`kv_b_proj` with packed weights: per head the values' rows `[V, C]`, and the keys' transposed, `[C, E]`.
+    """The up-projection of latents with packed weights: per head the values' rows `[V, C]`, and the keys', `[C, E]`.
 
     Absorbed queries sum over the rows of the keys' part, and groups must lie along what is summed.
     """
 
-    def __init__(self, linear: nn.Linear, bits: int, heads: int, nope: int) -> None:
-        weight = linear.weight.detach().unflatten(0, (heads, -1))
-        keys, values = pack(weight[:, :nope].transpose(1, 2), bits), pack(weight[:, nope:], bits)
-        super().__init__(linear.weight.dtype, keys=keys, values=values)
+    def __init__(self, row: LayerTensor, bits: int, dtype: torch.dtype) -> None:
+        (self.nope, value), inputs = row.split, row.shape[1]
+        super().__init__(
+            dtype, keys=empty(row.heads, inputs, self.nope, bits), values=empty(row.heads, value, inputs, bits)
+        )
 
     @property
     def weight(self) -> Tensor:
         """The dequantised matrix `[A * (E + V), C]`, made anew at every reading."""
         return torch.cat((self.plain("keys").transpose(1, 2), self.plain("values")), dim=1).flatten(0, 1)
+
+    def take(self, name: str, index: Index, values: Tensor) -> None:
+        """Pack the matrix `[A * (E + V), C]`."""
+        keys, own = self.stack("keys"), self.stack("values")
+        by_head = values.unflatten(0, (len(keys.values), -1))
+        pack_into(keys, 0, by_head[:, : self.nope].transpose(1, 2))
+        pack_into(own, 0, by_head[:, self.nope :])
 
     def forward(self, x: Tensor) -> Tensor:
         """Shapes `[..., C]` -> `[..., A * (E + V)]`."""
@@ -88,10 +105,10 @@ class QuantUp(_Packed):
 class QuantExperts(_Packed):
     """`Experts` with packed weights, gate and up apart."""
 
-    def __init__(self, experts: Experts, bits: int) -> None:
-        gate, up = experts.gate_up_proj.detach().chunk(2, dim=1)
-        down = experts.down_proj.detach()
-        super().__init__(gate.dtype, gate=pack(gate, bits), up=pack(up, bits), down=pack(down, bits))
+    def __init__(self, gate_up: LayerTensor, down: LayerTensor, bits: int, dtype: torch.dtype) -> None:
+        (count, hidden, inner), (rows, _) = down.shape, gate_up.split
+        gate, up = (empty(count, rows, hidden, bits) for _ in range(2))
+        super().__init__(dtype, gate=gate, up=up, down=empty(count, hidden, inner, bits))
 
     @property
     def gate_up_proj(self) -> Tensor:
@@ -103,35 +120,125 @@ class QuantExperts(_Packed):
         """The dequantised stack `[X, hidden, I]`, made anew at every reading."""
         return self.plain("down")
 
+    def take(self, name: str, index: Index, values: Tensor) -> None:
+        """Pack `gate_up_proj` or `down_proj`: the whole stack, one expert, or gate or up of one."""
+        expert = index[0] if index else 0
+        assert isinstance(expert, int)
+        stack = values[None] if index else values
+        if name == "down_proj":
+            pack_into(self.stack("down"), expert, stack)
+            return
+        rows = self.stack("gate").rows
+        first = index[1].start if len(index) > 1 and isinstance(index[1], slice) else 0
+        for at, part in enumerate(stack.split(rows, dim=1), first // rows):
+            pack_into(self.stack(("gate", "up")[at]), expert, part)
+
     def forward(self, x: Tensor, ids: Tensor, weights: Tensor) -> Tensor:
         """Weighted sum of the chosen experts, `[N, hidden]`."""
         return ops.experts(x, ids, weights, self.gate_up_proj, self.down_proj)
 
 
-def quantize_weights(model: GlmMoeDsa, weights: str) -> GlmMoeDsa:
-    """Replace the trunk's matrices by packed ones, one layer after the other, in place.
+class Packing:
+    """Packed modules in place of the matrices of a model's trunk; they take the weights one after the other.
 
-    With `"int4"` the indexer and the head keep 8 bits: they are small, and errors there choose other tokens.
+    `packing(weights)` makes one for `load_model(adapt=...)`, which then never holds more than one matrix unpacked.
+
+    Args:
+        model: on the CPU, or without memory yet (device meta).
+        weights: `"int8"` or `"int4"`. With `"int4"` the indexer and the head keep 8 bits: they are small, and errors
+            there choose other tokens.
+        dtype: type of everything else in the model, float32 or bfloat16.
+        device: where that will be.
+
+    Raises:
+        ValueError: another name, or a model elsewhere or quantised already.
+    """
+
+    def __init__(self, model: GlmMoeDsa, weights: str, dtype: torch.dtype, device: torch.device) -> None:
+        check_weights(weights, device.type)
+        if is_quantized(model):
+            raise ValueError("the model's weights are quantised already; load it again")
+        self.model, self.bits, self.dtype = model, BITS[weights], dtype
+        self.owners = {owner: list(rows) for owner, rows in groupby(_packable(model.config), _owner)}
+
+    def replace(self, owner: str) -> nn.Module:
+        """Put the packed module in place of `owner`, which is returned."""
+        rows, old = self.owners[owner], self.model.get_submodule(owner)
+        self.model.set_submodule(owner, self._packed(rows, old))
+        return old
+
+    def take(self, name: str, index: Index, values: Tensor) -> None:
+        """Pack a weight of the model, `values` in the model's type, or the part of it that `index` says.
+
+        Raises:
+            ValueError: NaN or an infinity.
+        """
+        owner, _, attribute = name.rpartition(".")
+        module = self.model.get_submodule(owner)
+        assert isinstance(module, _Packed), name
+        try:
+            module.take(attribute, index, values)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+
+    def _packed(self, rows: list[LayerTensor], old: nn.Module) -> _Packed:
+        if rows[0].role is Role.EXPERTS:
+            gate_up, down = rows
+            return QuantExperts(gate_up, down, self.bits, self.dtype)
+        (row,) = rows
+        if row.role is Role.LATENT_UP:
+            return QuantUp(row, self.bits, self.dtype)
+        if not isinstance(old, nn.Linear):
+            raise ValueError(f"{row.name} is of {type(old).__name__}, which cannot be packed; load without `weights`")
+        return QuantLinear(old, row, 8 if row.part in ("indexer", "head") else self.bits, self.dtype)
+
+
+def _packable(config: ModelConfig) -> Iterator[LayerTensor]:
+    """The matrices of the trunk's layers, and the head if it is not the embedding."""
+    for row in model_tensors(config):
+        if (row.is_product and not row.name.startswith("mtp.")) or row.role is Role.HEAD:
+            yield row
+
+
+def _owner(row: LayerTensor) -> str:
+    return row.name.rpartition(".")[0]
+
+
+def packing(weights: str | None) -> Callable[[GlmMoeDsa, torch.dtype, torch.device], Packing] | None:
+    """What `load_model` takes as `adapt` to load packed weights; None, for None, loads them as they are.
+
+    Raises:
+        ValueError: a name that is not `"int8"` or `"int4"`.
+    """
+    if weights is None:
+        return None
+    check_weights(weights, "cpu")
+
+    def adapt(model: GlmMoeDsa, dtype: torch.dtype, device: torch.device) -> Packing:
+        packed = Packing(model, weights, dtype, device)
+        for owner in packed.owners:
+            packed.replace(owner)
+        return packed
+
+    return adapt
+
+
+def quantize_weights(model: GlmMoeDsa, weights: str) -> GlmMoeDsa:
+    """Replace the trunk's matrices by packed ones, one after the other, in place.
 
     Args:
         model: on the CPU, in float32 or bfloat16; for inference only afterwards.
-        weights: `"int8"` or `"int4"`.
+        weights: as in `Packing`.
 
     Raises:
-        ValueError: another name, a model elsewhere or quantised already, or weights that are not finite.
+        ValueError: as in `Packing`, or weights that are not finite.
     """
-    check_weights(weights, model.embed_tokens.weight.device.type)
-    if is_quantized(model):
-        raise ValueError("the model's weights are quantised already; load it again")
-    bits = BITS[weights]
-    for layer in model.layers:
-        assert isinstance(layer, DecoderLayer)
-        _quantize_attention(layer.self_attn, bits)
-        if isinstance(layer.mlp, MoE):
-            layer.mlp.experts = QuantExperts(layer.mlp.experts, bits)  # type: ignore[assignment]
-        _quantize_swiglu(layer.mlp.shared_experts if isinstance(layer.mlp, MoE) else layer.mlp, bits)
-    if not model.config.tie_word_embeddings:
-        model.lm_head = QuantLinear(model.lm_head, 8)  # type: ignore[assignment]
+    embedding = model.embed_tokens.weight
+    packed = Packing(model, weights, embedding.dtype, embedding.device)
+    for owner, rows in packed.owners.items():
+        old = packed.replace(owner)
+        for row in rows:
+            packed.take(row.name, (), getattr(old, row.name.rpartition(".")[2]).detach())
     return model
 
 
@@ -148,25 +255,3 @@ def check_weights(weights: str | None, device: str) -> None:
 def is_quantized(model: GlmMoeDsa) -> bool:
     """Whether `quantize_weights` has been at work."""
     return any(isinstance(module, _Packed) for module in model.layers[0].modules())
-
-
-def _quantize_attention(mla: Attention, bits: int) -> None:
-    if not isinstance(mla, MLA):
-        raise ValueError(f"weights of {type(mla).__name__} cannot be packed; load the model without `weights`")
-    mla.q_b_proj = QuantLinear(mla.q_b_proj, bits, mla.num_heads)  # type: ignore[assignment]
-    mla.kv_b_proj = QuantUp(mla.kv_b_proj, bits, mla.num_heads, mla.nope_dim)  # type: ignore[assignment]
-    _replace(mla, ("q_a_proj", "kv_a_proj_with_mqa", "o_proj"), lambda linear: QuantLinear(linear, bits))
-    if mla.indexer is not None:
-        heads = mla.indexer.num_heads
-        mla.indexer.wq_b = QuantLinear(mla.indexer.wq_b, 8, heads)  # type: ignore[assignment]
-        mla.indexer.wk = QuantLinear(mla.indexer.wk, 8)  # type: ignore[assignment]
-
-
-def _quantize_swiglu(mlp: SwiGLU | None, bits: int) -> None:
-    if mlp is not None:
-        _replace(mlp, ("gate_proj", "up_proj", "down_proj"), lambda linear: QuantLinear(linear, bits))
-
-
-def _replace(module: nn.Module, names: tuple[str, ...], make: Callable[[nn.Linear], nn.Module]) -> None:
-    for name in names:
-        setattr(module, name, make(getattr(module, name)))

@@ -6,9 +6,10 @@
 import difflib
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -87,38 +88,66 @@ def _allocate(model: nn.Module, dtype: torch.dtype, device: torch.device, keep_f
     replaced: dict[int, nn.Parameter] = {}  # tied parameters stay tied
     for prefix, module in model.named_modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device.type != "meta":
+                continue
             if id(parameter) not in replaced:
                 empty = torch.empty(parameter.shape, dtype=dtype, device=device)
                 replaced[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
             setattr(module, name, replaced[id(parameter)])
         for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.device.type != "meta":
+                continue
             full_name = f"{prefix}.{name}".lstrip(".")
             kind = torch.float32 if full_name in keep_float32 else dtype
             setattr(module, name, torch.empty(buffer.shape, dtype=kind, device=device))
 
 
+class Taker(Protocol):
+    """Takes weights that the model has no storage for in their plain form."""
+
+    def take(self, name: str, index: tuple[int | slice, ...], values: torch.Tensor) -> None:
+        """Take the parameter called `name`, or the part `index` of it, in the model's type and on the CPU."""
+
+
+Adapt = Callable[[GlmMoeDsa, torch.dtype, torch.device], Taker]
+
+
 class _Filler:
     """Reads matched tensors into the model's storage and looks at every value once on the way."""
 
-    def __init__(self, model: nn.Module, reader: TensorReader, block: tuple[int, int], check_finite: bool) -> None:
+    def __init__(
+        self, model: nn.Module, reader: TensorReader, *, block: tuple[int, int], check_finite: bool,
+        dtype: torch.dtype, taker: Taker | None,
+    ) -> None:  # fmt: skip
         self.storage = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         self.reader, self.block, self.check_finite = reader, block, check_finite
+        self.dtype, self.taker = dtype, taker
 
-    def fill(self, match: Match) -> torch.Tensor:
-        """Read one tensor into its place, which is returned."""
-        target = self.storage[match.spec.ours].detach()
-        target = target[match.spec.index] if match.spec.index else target
+    def place(self, match: Match) -> torch.dtype:
+        """Read one tensor into its place; its type there."""
+        spec = match.spec
+        storage = self.storage.get(spec.ours)
+        if storage is None:
+            assert self.taker is not None, spec.ours
+            values = torch.empty(spec.shape, dtype=self.dtype)
+            self._fill(match, values)
+            self.taker.take(spec.ours, spec.index, values)
+            return values.dtype
+        target = storage.detach()
+        self._fill(match, target[spec.index] if spec.index else target)
+        return target.dtype
+
+    def _fill(self, match: Match, target: torch.Tensor) -> None:
         if match.scale is None:
             for piece in self.reader.read_into(match.stored, target):
                 self._check(piece, match.stored)
-            return target
+            return
         scale = self.reader.read(match.scale).to(target.device)
         self._check(scale, match.scale)
         values = self.reader.read(match.stored).to(target.device)
         dequantize_block_fp8(values, scale, block=self.block, out=target)
         for piece in target.view(-1).split(CHUNK_BYTES):
             self._check(piece, match.stored)
-        return target
 
     def _check(self, piece: torch.Tensor, stored: StoredTensor) -> None:
         if not self.check_finite or not piece.numel():
@@ -144,19 +173,24 @@ def require_equal(reader: TensorReader, pair: tuple[StoredTensor, StoredTensor])
         )
 
 
-def _read_all(model: GlmMoeDsa, matching: Matching, check_finite: bool, report: LoadReport) -> None:
-    with TensorReader() as reader:
-        filler = _Filler(model, reader, matching.block, check_finite)
-        for match in sorted(matching.matches, key=lambda m: (m.stored.file, m.stored.begin)):
-            target = filler.fill(match)
-            report.tensors += 1
-            report.dequantized += match.scale is not None
-            if target.dtype != match.stored.dtype:
-                change = f"{_type_name(match.stored.dtype)} -> {_type_name(target.dtype)}"
-                report.converted[change] = report.converted.get(change, 0) + 1
-        for pair in matching.repeats:
-            require_equal(reader, pair)
-        report.bytes_read = reader.bytes_read
+def _read_all(filler: _Filler, matching: Matching, report: LoadReport) -> None:
+    for match in sorted(matching.matches, key=lambda m: (m.stored.file, m.stored.begin)):
+        dtype = filler.place(match)
+        report.tensors += 1
+        report.dequantized += match.scale is not None
+        if dtype != match.stored.dtype:
+            change = f"{_type_name(match.stored.dtype)} -> {_type_name(dtype)}"
+            report.converted[change] = report.converted.get(change, 0) + 1
+    for pair in matching.repeats:
+        require_equal(filler.reader, pair)
+    report.bytes_read = filler.reader.bytes_read
+
+
+def _warn_of_unused(matching: Matching, directory: Path) -> None:
+    unused = [name for name, reason in matching.dropped.items() if reason == "indexer of a Shared layer"]
+    if unused:
+        text = f"{directory}: dropped {len(unused)} indexer tensors of Shared layers ({unused[0]}, ...)"
+        warnings.warn(text, stacklevel=3)
 
 
 def load_model(
@@ -166,6 +200,7 @@ def load_model(
     device: str | torch.device = "cpu",
     config_overrides: dict[str, Any] | None = None,
     check_finite: bool = True,
+    adapt: Adapt | None = None,
     report: LoadReport | None = None,
 ) -> GlmMoeDsa:
     """Load a shipped model or a Hugging Face directory (bf16, float32 or block FP8; one file or many).
@@ -182,6 +217,9 @@ def load_model(
         config_overrides: `ModelConfig` fields to change, e.g. `{"num_nextn_predict_layers": 0}` to leave the
             draft layer out, or another `indexer_types` whose Full layers the file has indexers for.
         check_finite: refuse NaN and infinities (one fast pass over each tensor).
+        adapt: called with the model before it has memory, `dtype` and `device`. It may put other modules in place of
+            some (packed weights: `adapt.quantized.packing`), and returns what takes the weights that then have no
+            parameter.
         report: filled with what was done.
 
     Returns:
@@ -202,13 +240,14 @@ def load_model(
         raise ValueError(f"cannot load {directory}: {error}") from None
     with torch.device("meta"):
         model = GlmMoeDsa(config.replace(dtype=_type_name(kind), quantization_config=None))
+    place = torch.device(device)
+    taker = adapt(model, kind, place) if adapt is not None else None
     specs = checkpoint_tensors(config).values()
-    _allocate(model, kind, torch.device(device), {spec.ours for spec in specs if spec.float32})
+    _allocate(model, kind, place, {spec.ours for spec in specs if spec.float32})
     report.directory, report.dropped = directory, matching.dropped
-    _read_all(model, matching, check_finite, report)
-    unused = [name for name, reason in matching.dropped.items() if reason == "indexer of a Shared layer"]
-    if unused:
-        text = f"{directory}: dropped {len(unused)} indexer tensors of Shared layers ({unused[0]}, ...)"
-        warnings.warn(text, stacklevel=2)
+    with TensorReader() as reader:
+        filler = _Filler(model, reader, block=matching.block, check_finite=check_finite, dtype=kind, taker=taker)
+        _read_all(filler, matching, report)
+    _warn_of_unused(matching, directory)
     report.seconds = time.perf_counter() - started
     return model.eval()

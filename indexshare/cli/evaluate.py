@@ -182,7 +182,7 @@ class _Work:
         device: str,
     ) -> _Work:
         """Read the text where a suite needs it, then load the model: a wrong folder costs nothing."""
-        from indexshare.adapt.quantized import check_weights, quantize_weights
+        from indexshare.adapt.quantized import check_weights, packing
         from indexshare.checkpoint.load import load_model
         from indexshare.config.shipped import model_directory
         from indexshare.data.corpus import TextFolder, read_folder
@@ -198,9 +198,8 @@ class _Work:
             split = package_split(directory, packages) if packages else held_out_split(training_text(directory))
             held_out, everything = split.held_out, [*split.train, *split.held_out]
         kind = running_dtype(dtype, device)
-        model, tokenizer = load_model(name, dtype=kind, device=device), Tokenizer.load(directory)
-        if weights is not None:
-            quantize_weights(model, weights)
+        model = load_model(name, dtype=kind, device=device, adapt=packing(weights))
+        tokenizer = Tokenizer.load(directory)
         return cls(
             name=name, model=model, tokenizer=tokenizer, held_out=held_out, everything=everything, dtype=kind,
             device=device,

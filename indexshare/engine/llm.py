@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from indexshare.adapt.quantized import quantize_weights
+from indexshare.adapt.quantized import packing
 from indexshare.cache.paged import PagedCache
 from indexshare.checkpoint.load import load_model
 from indexshare.config.shipped import model_directory
@@ -251,9 +251,8 @@ def _load(
         device = "cpu" if device is None else device
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device is {str(device)!r}, but this torch finds no CUDA device; use device='cpu'")
-        loaded = load_model(directory, dtype=running_dtype(dtype, device), device=device)
-        if weights is not None:
-            quantize_weights(loaded, weights)
+        kind = running_dtype(dtype, device)
+        loaded = load_model(directory, dtype=kind, device=device, adapt=packing(weights))
         if tokenizer is None and (directory / "tokenizer.json").is_file():
             tokenizer = directory
     elif not isinstance(model, torch.nn.Module):

@@ -27,6 +27,7 @@ from indexshare.ops.quant import GROUP, quantize_groups
 BLOCK_ROWS = 16
 _QUADS = GROUP // 4
 _OFFSET = {8: 128, 4: 8}
+_VALUES_AT_A_TIME = 1 << 18  # quantised at once; about 20 bytes each while it lasts
 
 
 @dataclass(frozen=True)
@@ -76,16 +77,49 @@ def pack(weight: Tensor, bits: int) -> PackedWeight:
     Raises:
         ValueError: see `ops.quant.quantize_groups`.
     """
-    quantized, scales = quantize_groups(weight[None] if weight.ndim == 2 else weight, bits)
-    stack, rows, inputs = quantized.shape
-    padding = (0, -inputs % GROUP, 0, -rows % BLOCK_ROWS)
+    stack = weight[None] if weight.ndim == 2 else weight
+    count, rows, inputs = stack.shape
+    packed = empty(count, rows, inputs, bits)
+    pack_into(packed, 0, stack)
+    return packed
+
+
+def empty(stack: int, rows: int, inputs: int, bits: int) -> PackedWeight:
+    """Memory for a stack of `stack` matrices, to be filled by `pack_into`."""
+    blocks, groups = -(-rows // BLOCK_ROWS), -(-inputs // GROUP)
+    values = torch.empty(stack, blocks, groups, _QUADS * bits // 8, BLOCK_ROWS, 4, dtype=torch.uint8)
+    scales = torch.empty(stack, blocks, groups, BLOCK_ROWS, dtype=torch.int16)
+    return PackedWeight(values, scales, bits, rows, inputs)
+
+
+def pack_into(packed: PackedWeight, first: int, weight: Tensor) -> None:
+    """Quantise a stack `[n, R, C]` as the matrices `first ... first + n - 1` of a packed stack.
+
+    Works through some rows at a time, so that what it computes with stays small.
+
+    Raises:
+        ValueError: see `ops.quant.quantize_groups`.
+    """
+    step = max(_VALUES_AT_A_TIME // (BLOCK_ROWS * packed.inputs), 1) * BLOCK_ROWS
+    for number, matrix in enumerate(weight, first):
+        for start in range(0, packed.rows, step):
+            values, scales = _blocks(matrix[start : start + step], packed.bits)
+            block = start // BLOCK_ROWS
+            packed.values[number, block : block + len(values)] = values
+            packed.scales[number, block : block + len(scales)] = scales
+
+
+def _blocks(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Values and scales of rows `[n, C]`, laid out as in `PackedWeight`, one block of 16 rows after the other."""
+    quantized, scales = quantize_groups(weight, bits)
+    rows, inputs = quantized.shape
+    padding, groups = (0, -inputs % GROUP, 0, -rows % BLOCK_ROWS), scales.shape[-1]
     values = F.pad(quantized.to(torch.int16), padding).add_(_OFFSET[bits]).to(torch.uint8)
-    groups = scales.shape[-1]
-    values = values.view(stack, -1, BLOCK_ROWS, groups, _QUADS, 4).permute(0, 1, 3, 4, 2, 5)
+    values = values.view(-1, BLOCK_ROWS, groups, _QUADS, 4).permute(0, 2, 3, 1, 4)
     if bits == 4:
-        values = values[:, :, :, : _QUADS // 2] | values[:, :, :, _QUADS // 2 :] << 4
-    scales = F.pad(scales, (0, 0, *padding[2:])).view(stack, -1, BLOCK_ROWS, groups).transpose(2, 3)
-    return PackedWeight(values.contiguous(), scales.contiguous().view(torch.int16), bits, rows, inputs)
+        values = values[:, :, : _QUADS // 2] | values[:, :, _QUADS // 2 :] << 4
+    scales = F.pad(scales, (0, 0, *padding[2:])).view(-1, BLOCK_ROWS, groups).transpose(1, 2)
+    return values, scales.contiguous().view(torch.int16)
 
 
 def unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:

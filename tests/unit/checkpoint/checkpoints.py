@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from indexshare import GlmMoeDsa, ModelConfig, save_model
+from indexshare.checkpoint.names import expert_tensors
 from indexshare.checkpoint.tensor_files import SINGLE_FILE
 from indexshare.config.presets import preset
 
@@ -46,6 +47,17 @@ def change(folder: Path, edit: Callable[[Tensors], object]) -> None:
     tensors = load_file(folder / SINGLE_FILE)
     edit(tensors)
     save_file(tensors, folder / SINGLE_FILE, metadata={"format": "pt"})
+
+
+def to_stacked(tensors: Tensors, config: ModelConfig) -> None:
+    """Replace every per-expert tensor by the stacked form."""
+    for layer in range(config.num_layers_with_draft):
+        for whole in expert_tensors(config, layer, "stacked"):
+            stack = torch.empty(whole.shape)
+            for spec in expert_tensors(config, layer, "per_expert"):
+                if spec.ours == whole.ours:
+                    stack[spec.index] = tensors.pop(spec.public)
+            tensors[whole.public] = stack
 
 
 def assert_same_weights(one: GlmMoeDsa, other: GlmMoeDsa) -> None:

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from indexshare import ModelConfig, load_model, save_model
+from indexshare import load_model, save_model
 from indexshare.checkpoint.load import LoadReport
-from indexshare.checkpoint.names import checkpoint_tensors, expert_tensors
+from indexshare.checkpoint.names import checkpoint_tensors
 from indexshare.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, read_header
 from indexshare.ops.quant import FP8, quantize_block_fp8
 from tests.unit.checkpoint.checkpoints import (
@@ -23,6 +23,7 @@ from tests.unit.checkpoint.checkpoints import (
     random_model,
     saved,
     tiny_config,
+    to_stacked,
 )
 
 Q_A = "model.layers.1.self_attn.q_a_proj.weight"
@@ -32,17 +33,6 @@ DRAFT = "model.layers.4."
 def edit_config(folder: Path, **changes: object) -> None:
     file = folder / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def to_stacked(tensors: Tensors, config: ModelConfig) -> None:
-    """Replace every per-expert tensor by the stacked form."""
-    for layer in range(config.num_layers_with_draft):
-        for whole in expert_tensors(config, layer, "stacked"):
-            stack = torch.empty(whole.shape)
-            for spec in expert_tensors(config, layer, "per_expert"):
-                if spec.ours == whole.ours:
-                    stack[spec.index] = tensors.pop(spec.public)
-            tensors[whole.public] = stack
 
 
 def test_loads_what_was_saved(tmp_path: Path) -> None:
