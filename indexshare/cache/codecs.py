@@ -138,11 +138,11 @@ class Pool:
         return self.codec.decode(self.stored.view(-1, size, width).index_select(0, ids).view(-1, width))
 
     def at(self, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows `[n, W]` that hold all `slots` (int64, any shape), and where in them each slot's row is.
+        """Rows `[n, W]` that hold all `slots` (int64, any shape, -1 for none), and where in them each slot's row is.
 
         A plain pool is given as it is, without a copy; of another the rows in question are decoded.
         """
         if self.codec.is_plain:
             return self.stored, slots
-        wanted, places = slots.unique(return_inverse=True)
-        return self.codec.decode(self.stored[wanted]), places
+        wanted, places = slots.clamp_min(0).unique(return_inverse=True)
+        return self.codec.decode(self.stored[wanted]), places.masked_fill(slots < 0, -1)

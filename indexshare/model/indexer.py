@@ -15,7 +15,7 @@ from indexshare.model.forward_pass import ForwardPass
 from indexshare.model.norm import LayerNorm
 from indexshare.model.observe import IndexTensors
 from indexshare.model.selection import Selection, dense_rows, sparse_rows
-from indexshare.model.selectors import build_selector
+from indexshare.model.selectors import build_selector, content
 
 KEY_NORM_EPS = 1e-6  # fixed by the published programs; not a configuration key
 
@@ -102,7 +102,9 @@ class Indexer(nn.Module):
                 keys = view.read(self.layer, INDEX_KEYS, i)
                 chosen = selector(q[part], weights[part], keys, at, self.topk)
                 positions.append(chosen)
-                slots.append(view.slots(i, chosen))
+                at_slots = view.slots(i, chosen)
+                # A query with a selection has more keys than it may choose: content leaves no place empty.
+                slots.append(at_slots if selector is content else at_slots.masked_fill(chosen < 0, -1))
                 start += count
         if not positions:
             empty = rows.new_empty(0, self.topk)

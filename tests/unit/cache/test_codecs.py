@@ -64,6 +64,7 @@ def test_a_made_up_codec_keeps_rows_of_a_cache(sixteenths: None, tables: list[li
     found, places = view.pool(0, LATENTS).at(view.slots(0, positions))
     assert torch.equal(found[places], rows[first][positions])
     assert len(found) == 4, "rows are decoded once each"
+    assert view.pool(0, LATENTS).at(torch.tensor([9, -1]))[1].tolist() == [1, -1], "none stays none"
     assert view.pool(0, LATENTS).stored.dtype == torch.int16
     assert not cache.is_plain
 
