@@ -8,6 +8,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from indexshare.cli.output import console, note, print_json, print_table
+from indexshare.text.files import check_can_write
 
 _FIGURES = {
     "held_out_bits_per_byte": "held-out bits/byte",
@@ -46,6 +47,7 @@ def curve(
 
     runs = [run, *more]
     for file in out:
+        check_can_write(file)
         if file.suffix.lower() != ".csv":
             check_picture(file)
         elif more:

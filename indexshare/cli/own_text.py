@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,15 +56,16 @@ class OwnTextOptions:
     held_out: float = 0.1
     dry_run: Annotated[bool, Parameter(negative="")] = False
 
-    def asked(self, seed: int | None) -> OwnText:
-        """The same for the trainer; ValueError when an option is out of range."""
+    def asked(self, out: Path | None, seed: int | None) -> OwnText:
+        """The same for the trainer, with the run's folder; ValueError when an option is out of range."""
         from indexshare.train.own_text import OwnText
 
         assert self.text is not None
-        return OwnText(
+        asked = OwnText(
             text=self.text, patterns=self.pattern, start=self.start, steps=self.steps, minutes=self.minutes,
             rate=self.rate, length=self.length, held_out=self.held_out, seed=seed or 0,
         )  # fmt: skip
+        return replace(asked, out=str(Path("runs") / asked.name if out is None else out))
 
     def check_unused(self) -> None:
         """Refuse (ValueError) options that mean nothing without `text`."""
@@ -92,7 +93,7 @@ def train_on_text(
     from indexshare.train.loop import run
     from indexshare.train.own_text import prepare_run
 
-    asked = options.asked(seed)
+    asked = options.asked(out, seed)
     folder = Path("runs") / asked.name if out is None else out
     again = shlex.join(
         ["indexshare", "train", *options.command(), "--out", str(folder)]

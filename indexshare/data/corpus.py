@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,7 @@ from indexshare.text.imports import imported_files
 from indexshare.text.tokenizer import Tokenizer
 
 STANDARD_LIBRARY = "stdlib"
+_MAX_TOTAL_BYTES = 2_000_000_000  # of the files of a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,8 @@ class TextFolder:
     Attributes:
         path: folder or file, `~` for the home folder; or `stdlib`.
         pattern: globs below the folder, one or several; of a single file only its name counts.
-        exclude: names of files and folders that are left out wherever they occur, or patterns of them (`.*`).
+        exclude: names of files and folders that are left out wherever they occur, or patterns of them (`.*`); with a
+            `/`, one path below the folder.
         held_out: part of the files kept out of training, chosen by a hash of the relative path (`split_folder` says
             what becomes of very few files).
         max_bytes: longer files are left out (they are data rather than text to learn from).
@@ -96,13 +99,16 @@ def read_folder(folder: TextFolder) -> FolderText:
     """Read all text files of a folder.
 
     Raises:
-        ValueError: the folder does not exist or holds no text that matches; the text says what it holds instead.
+        ValueError: the folder does not exist, holds no text that matches (the text says what it holds instead), or more
+            than 2 GB of it.
     """
     root = folder.root
     if not root.exists():
         raise ValueError(f"{root} does not exist; give an existing folder, a text file, or {STANDARD_LIBRARY!r}")
     documents, left_out = [], []
-    for path, name in [(root, displayable(root.name))] if root.is_file() else _matching(folder):
+    files = [(root, displayable(root.name))] if root.is_file() else list(_matching(folder))
+    _check_total(files)
+    for path, name in files:
         found = take_text(path, name, folder.max_bytes)
         if isinstance(found, SkippedFile):
             left_out.append(found)
@@ -124,7 +130,23 @@ def _matching(folder: TextFolder) -> Iterator[tuple[Path, str]]:
             yield path, name
 
 
+def _check_total(files: Sequence[tuple[Path, str]]) -> None:
+    """Refuse (ValueError) more than can be held in memory, before any of it is read."""
+    total = 0
+    for path, _ in files:
+        with contextlib.suppress(OSError):
+            total += path.stat().st_size
+    if total > _MAX_TOTAL_BYTES:
+        raise ValueError(
+            f"{len(files):,} files of {total:,} bytes match, more than the {_MAX_TOTAL_BYTES:,} that are read at once; "
+            "choose some by a pattern"
+        )
+
+
 def _is_excluded(name: str, folder: TextFolder) -> bool:
+    paths = tuple(pattern for pattern in folder.exclude if "/" in pattern)
+    if paths and f"{name}/".startswith(tuple(f"{path.strip('/')}/" for path in paths)):
+        return True
     return any(fnmatchcase(part, pattern) for part in name.split("/") for pattern in folder.exclude)
 
 

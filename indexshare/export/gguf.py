@@ -30,6 +30,7 @@ from indexshare.export.layout import GgufTensor, all_sources, gguf_tensors
 from indexshare.export.llama_cpp import Value, architecture, hyperparameters, index_head
 from indexshare.export.source import CheckpointSource
 from indexshare.export.vocabulary import Vocabulary, read_vocabulary
+from indexshare.text.files import check_can_write
 
 FileType = Literal["bf16", "q8_0"]
 FILE_TYPES: dict[str, int] = {"bf16": 32, "q8_0": 7}  # llama.cpp's numbers (`llama_ftype`)
@@ -131,8 +132,7 @@ def _target(out: str | Path) -> Path:
         raise ValueError(f"{out} is a device or a pipe, which the file would replace; give the name of a file")
     if target.is_dir():
         raise ValueError(f"{out} is a directory; expected the name of a file, such as {target / 'model.gguf'}")
-    if not target.absolute().parent.is_dir():
-        raise ValueError(f"{target.parent} does not exist; create it first")
+    check_can_write(target)
     return target
 
 

@@ -1,4 +1,5 @@
-"""The one reader of text files: what counts as text, how it is decoded, and how a file that is left out is named.
+"""The one reader of text files: what counts as text, how it is decoded, and how a file that is left out is named; and
+how results are written.
 
 Prompts, training text, contexts and evaluations all come through here, so that a model reads a file as it was trained
 to: UTF-8 without a byte order mark, every line end (`\\r\\n`, `\\r`) as `\\n`. No torch.
@@ -6,10 +7,12 @@ to: UTF-8 without a byte order mark, every line end (`\\r\\n`, `\\r`) as `\\n`. 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
+import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,3 +127,28 @@ def describe_skipped(entries: Iterable[SkippedFile]) -> str:
     names = ", ".join(entry.name for entry in all_of_them[:_FIRST_SHOWN])
     more = f" and {len(all_of_them) - _FIRST_SHOWN:,} more" if len(all_of_them) > _FIRST_SHOWN else ""
     return f"{plural(len(all_of_them), 'file')} left out: {reasons} ({names}{more})"
+
+
+def check_can_write(file: Path) -> None:
+    """Refuse (ValueError) a file that could not be written at the end of long work, before it begins."""
+    folder = file.absolute().parent
+    if file.is_dir():
+        raise ValueError(f"{file} is a folder; give the name of a file in it")
+    if not folder.is_dir():
+        raise ValueError(f"{file} cannot be written: the folder {folder} does not exist; create it first")
+    try:
+        with tempfile.TemporaryFile(dir=folder):  # permissions do not say what a read-only or full disk will
+            pass
+    except OSError as error:
+        raise ValueError(f"{file} cannot be written: {system_reason(error)}; choose another folder") from None
+
+
+@contextlib.contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """A temporary name beside `file`, of the same kind, that takes its place if the block succeeds; gone either way."""
+    temporary = file.with_name(f".{file.stem}.writing-{os.getpid()}{file.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from indexshare.text.files import replacing
 from indexshare.train.progress import METRICS_FILE
 
 TRAINED = ("loss", "draft_loss", "indexer_loss", "tokens_per_second")  # averaged between two evaluations
@@ -66,7 +67,7 @@ def _records(file: Path) -> list[dict[str, Any]]:
 def write_csv(rows: Sequence[Row], file: Path) -> None:
     """The rows as a table with a header; empty where a row has no such figure."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    with file.open("w", newline="", encoding="utf-8") as stream:
+    with replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="")
         writer.writeheader()
         writer.writerows(rows)
@@ -92,4 +93,5 @@ def draw_curves(runs: Mapping[str, Sequence[Row]], file: Path) -> None:
     axes.set(xlabel="training tokens (millions)", ylabel="held-out bits per byte", title="" if others else title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(file, dpi=110)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=110)

@@ -32,7 +32,7 @@ from indexshare.train.trainer import Trainer
 from indexshare.train.workers import compute_threads
 
 PLAN_FILE = "own_text.json"
-_EXCLUDE = (".*", *sorted(GENERATED_FOLDERS))  # hidden and generated ones
+_EXCLUDE = (".*", *sorted(GENERATED_FOLDERS), "runs")  # hidden, generated, and where runs go unless told otherwise
 _MAX_BYTES = 64_000_000  # of a file: what is named is wanted, however long
 _LONGEST_ROWS, _SHORTEST_ROWS = 1024, 16
 _LEAST_ROWS = 8  # of one length, that the text must fill
@@ -56,6 +56,7 @@ class OwnText:
         length: tokens in a row; by the size of the text where None.
         held_out: part of the text that is kept from training, to measure on.
         seed: of the order of the text.
+        out: the run's folder, which is not read where it lies below `text`.
 
     Raises:
         ValueError: a value out of range, or no such model.
@@ -70,6 +71,7 @@ class OwnText:
     length: int | None = None
     held_out: float = 0.1
     seed: int = 0
+    out: str = "runs"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -87,6 +89,7 @@ class OwnText:
             start = Path(self.start).expanduser()
             model_directory(str(start) if self.start else "")  # by the name as it was typed, for the message
             object.__setattr__(self, "start", str(start.absolute()))
+        object.__setattr__(self, "out", str(Path(self.out).absolute()))
         if not 0.0 < self.held_out < 1.0:
             raise ValueError(f"--held-out is {self.held_out}; expected a part of the text between 0 and 1, such as 0.1")
 
@@ -94,8 +97,11 @@ class OwnText:
     def folder(self) -> TextFolder:
         """The text."""
         patterns = tuple(p if "/" in p else f"**/{p}" for p in self.patterns) or ("**/*",)
+        out, exclude = Path(self.out), _EXCLUDE
+        if out.is_relative_to(self.text) and out != Path(self.text):
+            exclude += (out.relative_to(self.text).as_posix() + "/",)
         return TextFolder(
-            path=self.text, pattern=patterns, exclude=_EXCLUDE, held_out=self.held_out, max_bytes=_MAX_BYTES
+            path=self.text, pattern=patterns, exclude=exclude, held_out=self.held_out, max_bytes=_MAX_BYTES
         )
 
     @property

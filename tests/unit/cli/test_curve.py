@@ -74,7 +74,7 @@ def test_several_runs_in_one_picture(run: Callable[..., Any], folder: Path, tmp_
         (("nothing",), "nothing is no run: there is no metrics.jsonl; give the folder that `indexshare train` wrote"),
         (("toy", "toy"), "a run is given twice"),
         (("toy", "--out", "c.gif"), "expected a name that ends in one of .png, .svg, .pdf"),
-        (("toy", "--out", "no/c.png"), "does not exist; make it first"),
+        (("toy", "--out", "no/c.png"), "does not exist; create it first"),
         (("toy", "empty", "--out", "c.csv"), "c.csv is a table, which is of one run"),
         (("empty",), "has no evaluation on held-out text yet"),
     ],

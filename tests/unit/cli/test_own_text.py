@@ -116,15 +116,21 @@ def test_a_stopped_run_goes_on_by_the_same_command(
 def test_one_file_and_the_default_folder(
     run: Run, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     Path("buch.txt").write_text("".join(f"{WORDS[n % 14]} {WORDS[n * n % 14]}.\n\n" for n in range(900)))
     result = run("train", "--text", "buch.txt", "--start", model_dir, "--steps", 2, "--quiet")
     assert result.code == 0, result.err
     assert result.out.strip() == str(Path("runs/tiny-buch/model"))
+    for out in ((), ("--out", "mine")):  # in the folder that one stands in: what is written there is no text
+        for _ in range(2):
+            result = run("train", "--text", ".", "--start", model_dir, "--steps", 2, "--json", "--quiet", *out)
+            assert result.code == 0, result.err
+            facts = json.loads(result.out)
+            assert (facts["text"]["train_files"], facts["text"]["held_out_files"]) == (1, 1)
+    assert facts["run"] == "mine" and Path("runs/tiny-here/model").is_dir()
     monkeypatch.chdir("/")
-    assert run("eval", tmp_path / "runs/tiny-buch", "--max-tokens", 128, "--json").code == 0, (
-        "by the recorded full path"
-    )
+    assert run("eval", tmp_path / "here/runs/tiny-buch", "--max-tokens", 128, "--json").code == 0, "by its full path"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from indexshare.data import corpus
 from indexshare.data.corpus import STANDARD_LIBRARY, TextFolder, TokenCorpus, read_folder
 from indexshare.data.splitting import Document, content_hash, is_held_out, split_documents, split_folder
 from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
@@ -93,6 +94,17 @@ def test_several_patterns_and_excluded_names(tmp_path: Path) -> None:
         (tmp_path / name).write_text(name)
     folder = TextFolder(path=str(tmp_path), pattern=("**/*.md", "**/*.txt", "*.md"), exclude=(".*",))
     assert [d.name for d in read_folder(folder).documents] == ["a.md", "sub/b.txt"]
+    without = TextFolder(path=str(tmp_path), pattern="**/*.*", exclude=(".*", "sub/", "a.m/"))
+    assert [d.name for d in read_folder(without).documents] == ["a.md"]
+
+
+def test_more_than_memory_holds_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corpus, "_MAX_TOTAL_BYTES", 9)
+    (tmp_path / "a.py").write_text("x = 1\n")
+    assert read_folder(TextFolder(path=str(tmp_path))).documents
+    (tmp_path / "b.py").write_text("y = 1\n")
+    with pytest.raises(ValueError, match="2 files of 12 bytes match, more than the 9 that are read at once"):
+        read_folder(TextFolder(path=str(tmp_path)))
 
 
 def test_a_name_that_is_not_utf8_is_escaped(tmp_path: Path) -> None:

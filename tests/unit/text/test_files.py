@@ -1,5 +1,6 @@
 """The reader of text: one form of every file, and a reason for every file that is none."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -7,14 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from indexshare.text import files
 from indexshare.text.files import (
     NotText,
     SkippedFile,
+    check_can_write,
     decode_text,
     describe_skipped,
     displayable,
     plural,
     read_text,
+    replacing,
     take_text,
 )
 
@@ -77,3 +81,39 @@ def test_counts_say_what_and_name_a_few() -> None:
 def test_names_that_are_no_text_are_escaped() -> None:
     assert displayable(os.fsdecode(b"caf\xe9.py")) == "caf\\xe9.py"
     assert displayable("café.py") == "café.py"
+
+
+def test_what_cannot_be_written_is_refused_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_can_write(tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []
+    for file, message in (
+        (tmp_path, "is a folder; give the name of a file in it"),
+        (tmp_path / "no" / "a.png", r"cannot be written: the folder .*no does not exist; create it first"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check_can_write(file)
+
+    def read_only(**settings: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", read_only)
+    with pytest.raises(ValueError, match=r"a\.png cannot be written: read-only file system; choose another folder"):
+        check_can_write(tmp_path / "a.png")
+
+
+def test_a_file_is_replaced_when_the_new_one_is_complete(tmp_path: Path) -> None:
+    file = tmp_path / "a.csv"
+    file.write_text("before")
+
+    def write(text: str, *, fail: bool) -> None:
+        with replacing(file) as temporary:
+            assert temporary.suffix == ".csv"
+            temporary.write_text(text)
+            if fail:
+                raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write("half", fail=True)
+    assert file.read_text() == "before"
+    write("after", fail=False)
+    assert file.read_text() == "after" and list(tmp_path.iterdir()) == [file]

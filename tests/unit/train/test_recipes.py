@@ -1,7 +1,7 @@
 """Recipes: all of the repository load and are consistent, and what cannot work is refused before it starts."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,15 @@ import pytest
 from indexshare import load_model
 from indexshare.config import ModelConfig, SharePlan
 from indexshare.config.shipped import shipped_models
+from indexshare.data.corpus import TextFolder
+from indexshare.data.packages import PackageText
+from indexshare.data.sources import source_names
 from indexshare.planner.memory import count_parameters
 from indexshare.train.loop import run
 from indexshare.train.objectives import Balance, Draft, Indexer, NextToken, Progress
+from indexshare.train.optim import OptimConfig, Schedule
 from indexshare.train.recipe import Recipe, load_recipe, missing_ancestor, start_directory
-from indexshare.train.stages import index_share, indexer_warmup, pretrain, sparse
+from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
 
 ROOT = Path(__file__).resolve().parents[3]
 RECIPES = sorted((ROOT / "recipes").glob("*.py"))
@@ -212,3 +216,20 @@ def test_files_that_are_no_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (tmp_path / "bad.py").write_text(text)
         with pytest.raises(ValueError, match="no function `recipe`"):
             load_recipe(tmp_path / "bad.py")
+
+
+def test_every_field_is_explained() -> None:
+    text = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
+    kinds = (Recipe, Stage, TextFolder, PackageText, OptimConfig, Schedule, NextToken, Draft, Indexer, Balance)
+    for kind in kinds:
+        missing = [field.name for field in fields(kind) if f"`{field.name}`" not in text]
+        assert missing == [], kind.__name__
+    assert [name for name in source_names() if f"`{name}`" not in text] == []
+
+
+def test_the_recipe_in_the_documentation_loads(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "finetune.md").read_text(encoding="utf-8")
+    (tmp_path / "notes.py").write_text(text.split("```python\n")[1].split("```")[0])
+    recipe = load_recipe(tmp_path / "notes.py")
+    assert start_directory(recipe) == shipped_models()["pico"]
+    assert recipe.stage_model(recipe.stages[0]) == recipe.model
