@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from indexshare.cache.view import BatchView, InFlightView
 from indexshare.config import ModelConfig, SharePlan
+from indexshare.config.layers import model_tensors
 from indexshare.model.draft.mtp import MTPLayer
 from indexshare.model.experts import Experts, Router
 from indexshare.model.forward_pass import ForwardPass
@@ -145,8 +146,9 @@ class GlmMoeDsa(nn.Module):
             elif isinstance(module, Experts):
                 for weight in (module.gate_up_proj, module.down_proj):
                     weight.copy_(torch.randn(weight.shape, generator=generator) * std)
+        residual = {row.name for row in model_tensors(self.config) if row.residual}
         for name, parameter in self.named_parameters():
-            if name.endswith(("o_proj.weight", "down_proj.weight", "experts.down_proj")):
+            if name in residual:
                 parameter.mul_(depth)
             elif name.endswith("bias"):
                 parameter.zero_()

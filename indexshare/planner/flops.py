@@ -142,8 +142,9 @@ def step_bytes(
     _check(context, rows)
     plan, layers = config.share_plan, config.num_hidden_layers
     full = len(plan.full_layers)
-    latent_row = config.latent_dim * weight_bytes if latent_row_bytes is None else latent_row_bytes
-    index_key = config.index_head_dim * weight_bytes if index_key_bytes is None else index_key_bytes
+    row, key = _row_widths(config)
+    latent_row = row * weight_bytes if latent_row_bytes is None else latent_row_bytes
+    index_key = key * weight_bytes if index_key_bytes is None else index_key_bytes
     choosing = 0 if full_attention else max(0, min(rows, context - config.index_topk))
     latents = min(context, choosing * config.index_topk) if choosing else context
     # Experts that at least one of the rows is sent to, if all are equally likely; one row uses its own alone.
@@ -162,9 +163,15 @@ def step_bytes(
 
 def cache_row_bytes(config: ModelConfig, element_bytes: int) -> tuple[int, int]:
     """Bytes of one token's rows that attention reads in one layer, and of its index key in one Full layer."""
-    sizes = {stream.name: stream.width * element_bytes for stream in layer_streams(config, 0)}  # layer 0 is Full
-    index_key = sizes.pop(INDEX_KEYS)
-    return sum(sizes.values()), index_key
+    rows, index_key = _row_widths(config)
+    return rows * element_bytes, index_key * element_bytes
+
+
+def _row_widths(config: ModelConfig) -> tuple[int, int]:
+    """Values of what `cache_row_bytes` counts."""
+    widths = {stream.name: stream.width for stream in layer_streams(config, 0)}  # layer 0 is Full
+    index_key = widths.pop(INDEX_KEYS)
+    return sum(widths.values()), index_key
 
 
 def _attention_matrices(config: ModelConfig) -> int:
