@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from indexshare.checkpoint.companions import read_companions
 from indexshare.checkpoint.matching import Match, Matching, match_tensors
 from indexshare.checkpoint.names import checkpoint_tensors
 from indexshare.checkpoint.save import save_model
@@ -223,7 +224,8 @@ def load_model(
         report: filled with what was done.
 
     Returns:
-        The model in evaluation mode; its `config` has the type loaded and no quantization.
+        The model in evaluation mode; its `config` has the type loaded and no quantization. The files that came with it
+        (tokenizer, chat template, generation config) stay with it, and `save_model` writes them.
 
     Raises:
         ValueError: unknown name, unusable configuration or weights; the text says which and what to do.
@@ -242,6 +244,7 @@ def load_model(
         model = GlmMoeDsa(config.replace(dtype=_type_name(kind), quantization_config=None))
     place = torch.device(device)
     taker = adapt(model, kind, place) if adapt is not None else None
+    model.companions = read_companions(directory, config_overrides)
     specs = checkpoint_tensors(config).values()
     _allocate(model, kind, place, {spec.ours for spec in specs if spec.float32})
     report.directory, report.dropped = directory, matching.dropped

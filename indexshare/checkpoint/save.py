@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import functools
-import json
 import os
 import re
 import shutil
@@ -14,21 +13,17 @@ from typing import Any, Literal
 
 import torch
 
+from indexshare.checkpoint.companions import TOKENIZER_FILES, as_json, to_save
 from indexshare.checkpoint.lock import folder_lock
 from indexshare.checkpoint.names import SCALE_SUFFIX, TensorSpec, checkpoint_tensors
 from indexshare.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, TensorToWrite, plan_shards, write_file
+from indexshare.config.generation import GENERATION_FILE
 from indexshare.config.model import ModelConfig
 from indexshare.config.shipped import CONFIG_FILE
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.ops.quant import BLOCK, FP8, block_grid, quantize_block_fp8
 
-GENERATION_FILE = "generation_config.json"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-)
+PREVIOUS, _SAVING = ".previous-", ".saving-"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _SAVED_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -83,9 +78,9 @@ def _quantization_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _write_json(file: Path, data: dict[str, Any]) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        stream.write(json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+def _write(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
         stream.flush()
         os.fsync(stream.fileno())
 
@@ -98,17 +93,7 @@ def _write_weights(folder: Path, tensors: list[TensorToWrite], max_shard_bytes: 
         weight_map = {tensor.name: name for name, shard in shards for tensor in shard}
         total = sum(tensor.nbytes for tensor in tensors)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-        _write_json(folder / INDEX_FILE, index)
-
-
-def _generation_config(config: ModelConfig) -> dict[str, Any]:
-    ids = config.eos_token_id
-    return {
-        "_from_model_config": True,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": list(ids) if isinstance(ids, tuple) else ids,
-        "pad_token_id": config.pad_token_id,
-    }
+        _write(folder / INDEX_FILE, as_json(index))
 
 
 def _is_weight_file(name: str) -> bool:
@@ -123,11 +108,12 @@ def _swap_in(new: Path, directory: Path) -> None:
     """Move the finished files into `directory`, the files they replace out of it; undone if anything fails.
 
     Only renames happen here. `config.json` leaves first and arrives last, so that a directory in between
-    (after a power cut) does not load as a mixture; the previous files then still lie beside it, complete.
+    (after a power cut) does not load as a mixture; the previous files then still lie in it, in a folder of their own.
     """
     arriving = sorted((entry.name for entry in new.iterdir()), key=lambda name: name == CONFIG_FILE)
-    leaving = {entry.name for entry in directory.iterdir() if _is_ours(entry.name)} | set(arriving)
-    old = Path(tempfile.mkdtemp(prefix=f".{directory.name}.previous-", dir=directory.parent))
+    replaced = TOKENIZER_FILES if set(arriving) & set(TOKENIZER_FILES) else ()  # all of it: files of two do not mix
+    leaving = {e.name for e in directory.iterdir() if _is_ours(e.name) or e.name in replaced} | set(arriving)
+    old = Path(tempfile.mkdtemp(prefix=PREVIOUS, dir=directory))
     moved: list[tuple[Path, Path]] = []
     try:
         for name in sorted(leaving, key=lambda name: name != CONFIG_FILE):
@@ -140,7 +126,8 @@ def _swap_in(new: Path, directory: Path) -> None:
             target.rename(source)
         old.rmdir()
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    for superseded in directory.glob(f"{PREVIOUS}*"):  # those of interrupted savings too
+        shutil.rmtree(superseded, ignore_errors=True)
 
 
 def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
@@ -150,14 +137,20 @@ def _move(source: Path, target: Path, moved: list[tuple[Path, Path]]) -> None:
 
 @contextlib.contextmanager
 def _replacing(directory: Path, needed: int) -> Iterator[Path]:
-    """A temporary sibling of `directory` whose files are moved in if the block succeeds; gone either way."""
+    """A temporary folder inside `directory` whose files are moved up if the block succeeds; gone either way.
+
+    Inside, because `directory` may be a mount point, or its parent closed to us. The folder is locked meanwhile, so
+    that what an interrupted saving left can be removed.
+    """
     intact = (
         "the checkpoint that was there is unchanged" if (directory / CONFIG_FILE).exists() else "nothing was written"
     )
-    free = shutil.disk_usage(directory.parent).free
+    for left in directory.glob(f"{_SAVING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    free = shutil.disk_usage(directory).free
     if free < needed:
         raise OSError(errno.ENOSPC, f"cannot save: {needed:,} bytes needed, {free:,} free; {intact}", str(directory))
-    folder = Path(tempfile.mkdtemp(prefix=f".{directory.name}.saving-", dir=directory.parent))
+    folder = Path(tempfile.mkdtemp(prefix=_SAVING, dir=directory))
     try:
         yield folder
         _swap_in(folder, directory)
@@ -189,8 +182,9 @@ def save_model(
 ) -> None:
     """Write a Hugging Face directory that this package, transformers, vLLM, SGLang and llama.cpp read.
 
-    Everything is written to a temporary folder beside `directory` and moved into place when it is complete,
+    Everything is written to a temporary folder inside `directory` and moved into place when it is complete,
     so an existing checkpoint is replaced whole or not touched. Other files of an existing directory are kept.
+    The files that came with a loaded model (tokenizer, chat template, generation config) are written too.
     The same model always gives the same bytes. Experts are written one tensor each, the published form.
 
     Args:
@@ -200,7 +194,7 @@ def save_model(
         max_shard_bytes: tensor bytes per file; more than one file comes with an index.
         quantization: `"fp8"` stores linear weights as E4M3 with a scale per 128 x 128 block; router, norms,
             embedding, head, `eh_proj` and the indexer's `weights_proj` stay in `dtype`.
-        tokenizer_dir: a folder whose tokenizer files are copied along.
+        tokenizer_dir: a folder whose tokenizer files are copied instead of those that came with the model.
 
     Raises:
         ValueError: a setting is not implemented, the target is a file, another process writes there, or a weight to be
@@ -218,19 +212,9 @@ def save_model(
     scheme = _quantization_config(model.config) if quantization else None
     config = model.config.replace(dtype=name, quantization_config=scheme)
     tensors = _to_write(model, kind, quantization)
-    tokenizer = _tokenizer_files(tokenizer_dir)
+    others = to_save(config, model.companions, tokenizer_dir)
     with folder_lock(target), _replacing(target, needed=sum(tensor.nbytes for tensor in tensors)) as folder:
         _write_weights(folder, tensors, max_shard_bytes)
-        for file in tokenizer:
-            shutil.copyfile(file, folder / file.name)
-        _write_json(folder / GENERATION_FILE, _generation_config(config))
-        _write_json(folder / CONFIG_FILE, config.to_dict())
-
-
-def _tokenizer_files(folder: str | Path | None) -> list[Path]:
-    if folder is None:
-        return []
-    files = [Path(folder) / name for name in TOKENIZER_FILES if (Path(folder) / name).is_file()]
-    if not files:
-        raise ValueError(f"{folder} has no tokenizer files; expected at least {TOKENIZER_FILES[0]}")
-    return files
+        for file, content in others.items():
+            _write(folder / file, content)
+        _write(folder / CONFIG_FILE, as_json(config.to_dict()))

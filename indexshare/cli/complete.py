@@ -52,15 +52,17 @@ def complete(
     from indexshare.repository.source_tree import read_cursor
 
     options, sampling = model_options or ModelOptions(), sampling or SamplingOptions()
-    params = sampling.params()
+    defaults = options.generation()
+    params = sampling.fitted(sampling.params(defaults), options.context() // 2)
     cursor = read_cursor(place)
     tokenizer = options.tokenizer()
-    budget = _budget(max_context_tokens, options, sampling.max_tokens)
+    budget = _budget(max_context_tokens, options, params.max_tokens)
     packed = _pack(cursor, context, tokenizer, budget - len(tokenizer.around[0]))
     prompt = encode_context(packed, tokenizer)
     if not json:
         _announce(cursor, packed)
-    llm = options.load(tokenizer, cache_tokens=len(prompt) + sampling.max_tokens)
+        sampling.announce(params, defaults)
+    llm = options.load(tokenizer, cache_tokens=len(prompt) + params.max_tokens)
     output = stream(llm, prompt, params, quiet=json)
     if json:
         where = {"file": str(cursor.path), "line": cursor.line, "column": cursor.column}

@@ -6,12 +6,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from indexshare.cli.output import console, note, size, write
+from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
 from indexshare.planner.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
@@ -62,6 +63,12 @@ class ModelOptions:
 
         return ModelConfig.load(model_directory(self.model)).max_position_embeddings
 
+    def generation(self) -> GenerationDefaults:
+        """What the model's `generation_config.json` says."""
+        from indexshare.config.shipped import model_directory
+
+        return GenerationDefaults.load(model_directory(self.model))
+
     def load(self, tokenizer: Tokenizer, *, cache_tokens: int | None = None) -> LLM:
         """The engine around the model, with room for `cache_tokens` tokens (or the engine's choice)."""
         from indexshare.engine.llm import LLM
@@ -84,10 +91,13 @@ class ModelOptions:
 class SamplingOptions:
     """How tokens are chosen.
 
+    What is not given is as the model's generation_config.json says; without one, or where it is silent, the most likely
+    token is taken each time.
+
     Parameters
     ----------
     max_tokens
-        Most tokens to generate.
+        Most tokens to generate: 128 unless given, here or by the model.
     temperature
         0 takes the most likely token each time; 1 samples the model's own distribution.
     top_p
@@ -102,27 +112,38 @@ class SamplingOptions:
         Text that ends the completion; may be given several times.
     """
 
-    max_tokens: Annotated[int, Parameter(name=["--max-tokens", "-n"])] = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
+    max_tokens: Annotated[int | None, Parameter(name=["--max-tokens", "-n"])] = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
     seed: int | None = None
     stop: Annotated[tuple[str, ...], Parameter(negative="")] = ()
 
-    def params(self) -> SamplingParams:
-        """The engine's form of these options; ValueError when one is out of range."""
+    def params(self, defaults: GenerationDefaults) -> SamplingParams:
+        """The engine's form of these options over what the model's file says; ValueError when one is out of range."""
         from indexshare.engine.request import SamplingParams
 
-        return SamplingParams(
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-            top_p=self.top_p,
-            top_k=self.top_k,
-            min_p=self.min_p,
-            seed=self.seed,
-            stop=self.stop,
-        )
+        known = {field.name for field in fields(SamplingParams)}
+        said = {name: value for name, value in defaults.sampling().items() if name in known}
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        given = {name: value for name, value in own.items() if value not in (None, ())}
+        plain = {"temperature": 1.0 if defaults.samples else 0.0}
+        return SamplingParams(**(plain | said | given))
+
+    def fitted(self, params: SamplingParams, room: int) -> SamplingParams:
+        """`params` where there is room for so many tokens: no more than that, unless the user asked for more."""
+        fewer = self.max_tokens is None and params.max_tokens > room >= 1
+        return replace(params, max_tokens=room) if fewer else params
+
+    def announce(self, params: SamplingParams, defaults: GenerationDefaults) -> None:
+        """Say so, on standard error, when tokens are drawn because the model's file wants them drawn."""
+        if defaults.samples and self.temperature is None and not params.greedy:
+            given = {"temperature": params.temperature, "top_p": params.top_p, "top_k": params.top_k}
+            shown = ", ".join(f"{name} {value:g}" for name, value in given.items() if value != 0)
+            note(
+                f"sampling as the model's {GENERATION_FILE} says: {shown}; --temperature 0 takes the most likely token"
+            )
 
 
 def check_device(name: str) -> None:

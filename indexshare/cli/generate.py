@@ -37,8 +37,13 @@ def generate(
     texts = [*prompts, *(_read_prompt(name) for name in file)]
     if not texts:
         raise ValueError("no prompt; give one as an argument, or a file with --file (- for standard input)")
-    params = sampling.params()
-    llm = options.load(options.tokenizer())
+    defaults = options.generation()
+    params, tokenizer = sampling.params(defaults), options.tokenizer()
+    longest = max(len(tokenizer.encode_prompt(text)) for text in texts)
+    params = sampling.fitted(params, options.context() - longest)
+    if not json:
+        sampling.announce(params, defaults)
+    llm = options.load(tokenizer)
     if json:
         outputs = llm.generate(texts, params)
         completions = [{"prompt": text} | as_json(output) for text, output in zip(texts, outputs, strict=True)]

@@ -34,7 +34,7 @@ def model_directory(name_or_dir: str | Path) -> Path:
         if not (path / CONFIG_FILE).is_file() and (path / "model" / CONFIG_FILE).is_file():
             return path / "model"
         if not (path / CONFIG_FILE).is_file():
-            raise ValueError(f"{path} has no {CONFIG_FILE}; expected a Hugging Face model directory")
+            raise ValueError(f"{path} has no {CONFIG_FILE}; {_what_is_there(path)}")
         return path
     if path.is_file():
         raise ValueError(f"{path} is a file; expected a model directory with a {CONFIG_FILE}")
@@ -46,6 +46,14 @@ def model_directory(name_or_dir: str | Path) -> Path:
     if str(name_or_dir) in PRESETS:
         hint = "; it is a preset, a configuration without weights: give the directory of its checkpoint"
     raise ValueError(f"no model {str(name_or_dir)!r}: not a directory, and not a shipped model ({known}){hint}")
+
+
+def _what_is_there(path: Path) -> str:
+    """What a folder without a configuration may be: one in which saving was cut off between two moves, or no model."""
+    previous = sorted(path.glob(".previous-*"))
+    if previous:
+        return f"a model was being saved there; what was there before lies in {previous[0]}: move it back"
+    return "expected a Hugging Face model directory"
 
 
 def find_config(model: str) -> tuple[ModelConfig, str, Path | None]:

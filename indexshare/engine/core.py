@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor
 
@@ -90,6 +90,7 @@ class Engine:
         token_budget: most tokens computed in one step, which bounds the memory of a step.
         max_running: most sequences in the cache at a time.
         full_attention_below: contexts up to this length are attended in full.
+        eos_ids: ids that end a text, the tokenizer's besides; those of the model's configuration unless given.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Engine:
         token_budget: int = PREFILL_CHUNK,
         max_running: int = 64,
         full_attention_below: int = 0,
+        eos_ids: Collection[int] | None = None,
     ) -> None:
         self.cache = cache
         self.tokenizer = tokenizer
@@ -109,7 +111,7 @@ class Engine:
         self.allocator = BlockAllocator(cache.num_blocks, cache.block_size)
         self.scheduler = Scheduler(self.allocator, token_budget=token_budget, max_running=max_running)
         self.runner = Runner(model, cache, full_attention_below=full_attention_below)
-        eos = set(model.config.eos_token_ids)
+        eos = set(model.config.eos_token_ids if eos_ids is None else eos_ids)
         if tokenizer is not None:
             eos.update(tokenizer.eos_ids)
         self._eos = frozenset(eos)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from indexshare.adapt.quantized import packing
 from indexshare.cache.paged import PagedCache
 from indexshare.checkpoint.load import load_model
+from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
 from indexshare.config.shipped import model_directory
 from indexshare.engine.capacity import default_cache_tokens
 from indexshare.engine.core import Engine, Generation
@@ -22,6 +25,7 @@ from indexshare.text.tokenizer import Tokenizer
 
 BLOCK_SIZE = 64
 Prompt = str | Sequence[int]
+_PARAMETERS = {field.name for field in fields(SamplingParams)}
 
 
 MAX_THREADS = 1024  # beyond any machine; compute libraries fail, or crash, somewhere above
@@ -81,6 +85,7 @@ class LLM:
                 raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}, best the number of cores")
             torch.set_num_threads(threads)
         self.model, self.tokenizer = _load(model, tokenizer, dtype, device, weights)
+        self.generation = _generation(self.model)
         config, embedding = self.model.config, next(self.model.parameters())
         longest = config.max_position_embeddings
         self.max_context = longest if max_context is None else max_context
@@ -103,12 +108,21 @@ class LLM:
             token_budget=prefill_chunk,
             max_running=max_batch,
             full_attention_below=full_attention_below,
+            eos_ids=self.generation.eos_token_ids,
         )
 
     @property
     def cache(self) -> PagedCache:
         """The cache of past tokens."""
         return self.engine.cache
+
+    @property
+    def default_params(self) -> SamplingParams:
+        """How tokens are chosen where nothing is asked: as the model's `generation_config.json` says, else sampled."""
+        said = {name: value for name, value in self.generation.sampling().items() if name in _PARAMETERS}
+        if self.tokenizer is None:
+            said.pop("stop", None)
+        return SamplingParams(**said)
 
     def generate(
         self,
@@ -123,7 +137,7 @@ class LLM:
         Args:
             prompts: a text, token ids, or a list of either. Texts get what the tokenizer's
                 post-processor adds to every text, such as a first token; token ids are taken as they are.
-            params: for all prompts, or one for each; the defaults of `SamplingParams` if None.
+            params: for all prompts, or one for each; if None, `default_params`, in the room there is.
             progress: show a bar with rate and time left on standard error.
             on_prefill: called with (tokens done, tokens in all) as the prompts are read.
 
@@ -135,11 +149,12 @@ class LLM:
                 when the model gives NaN.
         """
         batch = _as_batch(prompts)
-        settings = _as_settings(params, len(batch))
+        settings = [self.default_params] * len(batch) if params is None else _as_settings(params, len(batch))
         requests = []
         for number, (prompt, chosen) in enumerate(zip(batch, settings, strict=True)):
             name = "prompt" if len(batch) == 1 else f"prompt {number}"
             ids = self._encode(prompt, name)
+            chosen = self._clipped(chosen, ids) if params is None else chosen
             self.engine.check(ids, chosen, name)
             requests.append((ids, chosen, name))
         generations: list[Generation] = []
@@ -168,14 +183,14 @@ class LLM:
 
         Args:
             prompt: a text or token ids.
-            params: the defaults of `SamplingParams` if None.
+            params: if None, `default_params`, in the room there is.
             on_prefill: called with (tokens done, tokens in all) as the prompt is read.
 
         Raises:
             ValueError: as in `generate`.
         """
-        chosen = _as_settings(params, 1)[0]
         ids = self._encode(prompt, "prompt")
+        chosen = self._clipped(self.default_params, ids) if params is None else _as_settings(params, 1)[0]
         self.engine.check(ids, chosen)
         return self._stream(ids, chosen, on_prefill)
 
@@ -209,6 +224,11 @@ class LLM:
                 generation.chunks.clear()  # the output holds everything
             left = [g for g in left if not g.finished]
 
+    def _clipped(self, params: SamplingParams, ids: list[int]) -> SamplingParams:
+        """`params` with a `max_tokens` that nobody asked for cut to the room there is."""
+        room = min(self.max_context, self.cache.num_tokens + 1) - len(ids)
+        return replace(params, max_tokens=max(1, min(params.max_tokens, room)))
+
     def _encode(self, prompt: Any, name: str) -> list[int]:
         if isinstance(prompt, str):
             if self.tokenizer is None:
@@ -217,6 +237,18 @@ class LLM:
         if isinstance(prompt, bytes) or not hasattr(prompt, "__iter__"):
             raise ValueError(f"{name} is {prompt!r}; expected a text or a list of token ids")
         return check_prompt(prompt, self.model.config.vocab_size, name)
+
+
+def _generation(model: GlmMoeDsa) -> GenerationDefaults:
+    """What the generation file that came with the model says; a warning names what is not implemented."""
+    found = GenerationDefaults.from_bytes(getattr(model, "companions", {}).get(GENERATION_FILE))
+    missing = [f"{name}={value}" for name, value in found.sampling().items() if name not in _PARAMETERS]
+    ignored = [*found.not_implemented, *(text for text in missing if text != "repetition_penalty=1.0")]
+    if ignored:
+        warnings.warn(
+            f"the model's {GENERATION_FILE} asks for {', '.join(ignored)}; not implemented, ignored", stacklevel=3
+        )
+    return found
 
 
 def _raise_error(generation: Generation) -> None:
@@ -291,7 +323,7 @@ def _is_prompt(item: Any) -> bool:
 
 
 def _as_settings(params: Any, count: int) -> list[SamplingParams]:
-    settings = [params or SamplingParams()] * count if not isinstance(params, list | tuple) else list(params)
+    settings = [params] * count if not isinstance(params, list | tuple) else list(params)
     if len(settings) != count:
         raise ValueError(f"{len(settings)} sampling parameters for {count} prompts; expected one, or one for each")
     for value in settings:

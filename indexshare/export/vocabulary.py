@@ -16,6 +16,7 @@ from typing import Any
 from tokenizers import Regex, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 
+from indexshare.config.generation import GenerationDefaults
 from indexshare.config.model import ModelConfig
 from indexshare.export.llama_cpp import Value
 from indexshare.text.tokenizer import CODE_PATTERN, Tokenizer
@@ -114,6 +115,8 @@ def read_vocabulary(directory: Path, config: ModelConfig) -> Vocabulary:
             f"{directory} has no tokenizer.json; copy the model's there, or export without one, for token ids alone"
             " (--no-tokenizer, tokenizer=False)"
         )
+    ends = GenerationDefaults.load(directory).eos_token_ids
+    config = config if ends is None else config.replace(eos_token_id=ends)
     tokenizer = Tokenizer.load(directory)  # the error text for a damaged file is there
     settings = _read_json(directory / "tokenizer_config.json")
     data = _read_json(directory / "tokenizer.json")

@@ -25,6 +25,7 @@ class GlmMoeDsa(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.companions: dict[str, bytes] = {}  # other files of the checkpoint it was loaded from, by name
         # With its own initialisation, which nothing uses, an embedding on the meta device loads torch's compiler: 1 s.
         self.embed_tokens = nn.Embedding.from_pretrained(
             torch.zeros(config.vocab_size, config.hidden_size), freeze=False

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -123,6 +124,38 @@ def test_other_files_stay_and_stale_weights_go(tmp_path: Path) -> None:
     assert (folder / "logs" / "x").read_text() == "log"
 
 
+def test_what_came_with_the_model_is_saved_with_it(tmp_path: Path) -> None:
+    """Byte for byte, keys that nobody here knows included; another's tokenizer takes the place of all of its own."""
+    files = {
+        "tokenizer.json": b"{ }", "tokenizer_config.json": b"[]\n", "special_tokens_map.json": b"{}",
+        "chat_template.jinja": "[gMASK]{{ x }}é".encode(), "tokenizer.model": b"\0\xff",
+        "generation_config.json": b'{"eos_token_id": [3, 5], "temperature": 0.6, "unknown": {"a": null}}',
+    }  # fmt: skip
+    folder = saved(tmp_path / "m")
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    model = load_model(folder)
+    for target in (tmp_path / "n", folder):
+        save_model(model, target)
+        assert {name: content for name, content in contents(target).items() if name in files} == files
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_bytes(b"{}")
+    save_model(model, folder, tokenizer_dir=other)
+    kept = {"tokenizer.json": b"{}", "generation_config.json": files["generation_config.json"]}
+    assert {name: content for name, content in contents(folder).items() if name in files} == kept
+
+
+def test_ids_that_are_overridden_are_saved_so(tmp_path: Path) -> None:
+    folder = saved(tmp_path / "m")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [3, 5], "top_p": 0.9}')
+    save_model(load_model(folder, config_overrides={"eos_token_id": (7,)}), tmp_path / "n")
+    assert json.loads((tmp_path / "n" / "generation_config.json").read_text()) == {"eos_token_id": [7], "top_p": 0.9}
+    (folder / "generation_config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"generation_config\.json holds a list"):
+        load_model(folder, config_overrides={"eos_token_id": 7})
+
+
 def test_tokenizer_files_come_along(tmp_path: Path) -> None:
     source = tmp_path / "t"
     source.mkdir()
@@ -213,16 +246,76 @@ def test_interrupted_while_files_are_moved(
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
 
 
+@pytest.mark.parametrize("turn", [0, 1, 3, 4, 5])
+def test_killed_while_files_are_moved(tmp_path: Path, turn: int) -> None:
+    """Three files leave, three arrive. The folder loads as one of the two, or says where the previous files are."""
+    folder, model = saved(tmp_path / "m", random_model(seed=5)), random_model()
+    before = contents(folder)
+    child = os.fork()
+    if child == 0:
+        moves = [0]
+
+        def move(source: Path, target: Path, moved: object) -> None:
+            if moves[0] == turn:
+                os._exit(9)
+            moves[0] += 1
+            source.rename(target)
+
+        save._move = move
+        save_model(model, folder)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    if turn:
+        with pytest.raises(
+            ValueError, match=r"a model was being saved there; .* lies in .*\.previous-\w+: move it back"
+        ):
+            load_model(folder)
+        [previous] = folder.glob(".previous-*")
+        for file in previous.iterdir():
+            file.replace(folder / file.name)
+    assert {name: content for name, content in contents(folder).items() if name in before} == before
+    assert_same_weights(random_model(seed=5), load_model(folder))
+    save_model(model, folder)
+    assert sorted(p.name for p in folder.iterdir()) == sorted(before), "what was left over is gone"
+    assert_same_weights(model, load_model(folder))
+
+
+def mount(*arguments: str) -> None:
+    try:
+        subprocess.run(["mount", *arguments], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("mounting a file system needs privileges")
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Iterator[Path]:
+    """A mount point in a folder that cannot be written, as in containers."""
+    parent, folder = tmp_path / "parent", tmp_path / "parent" / "volume"
+    parent.mkdir()
+    mount("-t", "tmpfs", "-o", "size=1m", "tmpfs", str(parent))
+    folder.mkdir()
+    mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder))
+    mount("-o", "remount,ro", str(parent))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+    subprocess.run(["umount", str(parent)], check=True)
+
+
+def test_a_mount_point_in_a_closed_folder(volume: Path) -> None:
+    for seed in (0, 1):
+        save_model(random_model(seed=seed), volume)
+        assert_same_weights(random_model(seed=seed), load_model(volume))
+    assert sorted(p.name for p in volume.iterdir()) == ["config.json", "generation_config.json", SINGLE_FILE]
+    with pytest.raises(OSError, match="Read-only file system"):
+        save_model(random_model(), volume.parent / "other")
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 512 KiB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)]
-    try:
-        subprocess.run(mount, check=True, capture_output=True)
-    except (OSError, subprocess.CalledProcessError):
-        pytest.skip("mounting a file system needs privileges")
+    mount("-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder))
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

@@ -41,3 +41,38 @@ def test_complete_counts_the_whole_context(run: Run, model_dir: Path, foreign: P
     assert found["stats"]["prompt_tokens"] == plain["stats"]["prompt_tokens"] + 1
     limited = json.loads(run(*options, "--model", foreign, "--max-context-tokens", 80).out)
     assert 40 < limited["stats"]["prompt_tokens"] <= 80
+
+
+def say(folder: Path, **settings: Any) -> None:
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+
+
+def test_generate_follows_the_generation_file(run: Run, foreign: Path) -> None:
+    options = ("generate", "def f", "--model", foreign, "--seed", 3, "--json")
+    ids = {}
+    for name, settings, given in (
+        ("nothing said", {}, ("-n", 12)),
+        ("greedy", {"do_sample": False, "temperature": 2.0}, ("-n", 12)),
+        ("sampled", {"do_sample": True, "temperature": 2.0, "max_new_tokens": 12}, ()),
+        ("given", {"do_sample": True, "temperature": 2.0}, ("-n", 12, "--temperature", 0)),
+        ("asked", {}, ("-n", 12, "--temperature", 2.0)),
+    ):
+        say(foreign, eos_token_id=319, **settings)
+        ids[name] = json.loads(run(*options, *given).out)["completions"][0]["token_ids"]
+    assert ids["nothing said"] == ids["greedy"] == ids["given"] != ids["sampled"] == ids["asked"]
+    say(foreign, eos_token_id=ids["greedy"][2])
+    stopped = json.loads(run(*options, "-n", 12).out)["completions"][0]
+    assert (stopped["token_ids"], stopped["finish_reason"]) == (ids["greedy"][:3], "stop")
+
+
+def test_the_command_says_that_it_samples(run: Run, foreign: Path, source_dir: Path) -> None:
+    say(foreign, do_sample=True, temperature=0.6, top_p=0.95, max_new_tokens=10**7, eos_token_id=[*range(320)])
+    line = "sampling as the model's generation_config.json says: temperature 0.6, top_p 0.95; --temperature 0 takes"
+    for verb in (("generate", "def f"), ("complete", source_dir / "main.py")):
+        result = run(*verb, "--model", foreign)
+        assert (result.code, line in result.err) == (0, True), result.err
+        assert "sampling as" not in run(*verb, "--model", foreign, "--temperature", 0.5).err
+    say(foreign, top_p="x")
+    result = run("generate", "def f", "--model", foreign)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert 'top_p in generation_config.json is "x"' in result.err
