@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from indexshare.cli import evaluation_tables as tables
 from indexshare.cli.measuring import MeasuringBar
-from indexshare.cli.output import print_json
+from indexshare.cli.output import console, print_json, print_pairs, print_table
 
 if TYPE_CHECKING:
-    import torch
-
-    from indexshare.data.splitting import Document
-    from indexshare.eval.plots import Report
-    from indexshare.model.glm import GlmMoeDsa
-    from indexshare.text.tokenizer import Tokenizer
-
-SUITES = ("held-out", "needle", "recall", "repository", "draft")
+    from indexshare.eval.subject import Subject
+    from indexshare.eval.suites.base import Pairs, Suite, SuiteSettings, Table
 
 
 @Parameter(name="*")
@@ -68,10 +61,21 @@ class SuiteOptions:
         """The names in `packages`."""
         return [name.strip() for name in (self.packages or "").split(",") if name.strip()]
 
-    @property
-    def kinds(self) -> list[str]:
-        """The names in `attention`."""
-        return [name.strip() for name in self.attention.split(",")]
+    def settings(self, max_tokens: int) -> SuiteSettings:
+        """The suites' form of these options; ValueError for lists that are none."""
+        from indexshare.eval.suites.base import SuiteSettings
+
+        return SuiteSettings(
+            lengths=parse_lengths(self.lengths),
+            ancestor=self.ancestor,
+            attention=tuple(name.strip() for name in self.attention.split(",")),
+            samples=self.samples,
+            tokens=self.tokens,
+            files=self.files,
+            context=self.context,
+            seed=self.seed,
+            max_tokens=max_tokens,
+        )
 
 
 def evaluate(
@@ -105,7 +109,7 @@ def evaluate(
     dtype
         float32 or bfloat16; unless given, float32 on a CPU, else as stored.
     weights
-        int8 or int4: with matrices in so few bits, as `generate` has them.
+        int8 or int4: measure the model with its matrices in 8 or 4 bits per weight, as `generate --weights` runs it.
     device
         Where to run: cpu, cuda, cuda:1, ...
     json
@@ -113,37 +117,49 @@ def evaluate(
     """
     from indexshare.cli.completion import check_device
     from indexshare.eval.plots import check_picture, draw
+    from indexshare.eval.subject import load_subject
+    from indexshare.eval.suites.registry import check_settings, choose_suites
 
-    options, suites = options or SuiteOptions(), parse_suites(suite)
-    lengths = parse_lengths(options.lengths)
+    options, suites = options or SuiteOptions(), choose_suites(suite)
+    settings = options.settings(max_tokens)
+    check_settings(suites, settings)
     check_device(device)
     if plot is not None:
         check_picture(plot)
-    if text is not None and options.unseen:
-        raise ValueError("--text and --packages both name what to score; give one of them")
-    work = _Work.prepare(model, text, options.unseen, suites, dtype=dtype, weights=weights, device=device)
-    work.check(suites, options, lengths)
-    reports: dict[str, Report] = {}
-    with MeasuringBar() as bar:
-        for name in suites:
-            reports |= work.run(name, bar, options, lengths, max_tokens)
+    needs_text = any(chosen.needs_text for chosen in suites)
+    subject = load_subject(
+        model, text=text, packages=options.unseen, needs_text=needs_text, dtype=dtype, weights=weights, device=device
+    )
+    reports = measure(subject, suites, settings)
     if plot is not None:
-        draw(list(reports.values()), plot, model)
+        draw([row for chosen, report in reports for row in chosen.pictures(report)], plot, model)
     if json:
-        print_json({"model": model} | _facts(reports))
+        print_json({"model": model} | {k: v for chosen, report in reports for k, v in chosen.facts(report).items()})
     else:
-        _show(model, reports)
+        show(reports)
 
 
-def parse_suites(text: str) -> tuple[str, ...]:
-    """The suites of a comma-separated list, each once, in the order of `SUITES`; ValueError for unknown ones."""
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in (*SUITES, "all")]
-    if unknown:
-        raise ValueError(
-            f"--suite has {unknown[0]!r}; expected some of {', '.join(SUITES)}, separated by commas, or all"
-        )
-    return tuple(name for name in SUITES if name in names or "all" in names)
+def measure(subject: Subject, suites: Sequence[Suite[Any]], settings: SuiteSettings) -> list[tuple[Suite[Any], Any]]:
+    """Every suite with its report; all of them are checked before the first one runs."""
+    for suite in suites:
+        suite.check(subject, settings)
+    with MeasuringBar() as bar:
+        return [(suite, suite.run(subject, settings, bar.stage)) for suite in suites]
+
+
+def show(reports: Sequence[tuple[Suite[Any], Any]]) -> None:
+    """The tables of every suite's report, a blank line between any two."""
+    from indexshare.eval.suites.base import Table
+
+    parts: list[Table | Pairs] = [part for suite, report in reports for part in suite.tables(report)]
+    out = console()
+    for number, part in enumerate(parts):
+        if number:
+            print()
+        if isinstance(part, Table):
+            print_table(part.title, part.columns, part.rows, to=out)
+        else:
+            print_pairs(part.title, part.pairs, to=out)
 
 
 def parse_lengths(text: str | None) -> tuple[int, ...] | None:
@@ -155,153 +171,3 @@ def parse_lengths(text: str | None) -> tuple[int, ...] | None:
     if not all(number.isascii() and number.isdigit() for number, _ in numbers):
         raise ValueError(f"--lengths is {text!r}; expected numbers of tokens separated by commas: 2048,8192 or 2K,8K")
     return tuple(int(number) * unit for number, unit in numbers)
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """A loaded model and its text."""
-
-    name: str
-    model: GlmMoeDsa
-    tokenizer: Tokenizer
-    held_out: Sequence[Document]
-    everything: Sequence[Document]
-    dtype: str | torch.dtype | None
-    device: str
-
-    @classmethod
-    def prepare(
-        cls,
-        name: str,
-        text: Path | None,
-        packages: Sequence[str],
-        suites: Sequence[str],
-        *,
-        dtype: str | None,
-        weights: str | None,
-        device: str,
-    ) -> _Work:
-        """Read the text where a suite needs it, then load the model: a wrong folder costs nothing."""
-        from indexshare.adapt.quantized import check_weights, packing
-        from indexshare.checkpoint.load import load_model
-        from indexshare.config.shipped import model_directory
-        from indexshare.data.corpus import TextFolder, read_folder
-        from indexshare.engine.llm import running_dtype
-        from indexshare.eval.held_out import held_out_split, package_split, training_text
-        from indexshare.text.tokenizer import Tokenizer
-
-        check_weights(weights, device)
-        directory, held_out, everything = model_directory(name), list["Document"](), list["Document"]()
-        if text is not None:
-            held_out = everything = read_folder(TextFolder(path=str(text))).documents
-        elif set(suites) - {"needle", "recall"}:
-            split = package_split(directory, packages) if packages else held_out_split(training_text(directory))
-            held_out, everything = split.held_out, [*split.train, *split.held_out]
-        kind = running_dtype(dtype, device)
-        model = load_model(name, dtype=kind, device=device, adapt=packing(weights))
-        tokenizer = Tokenizer.load(directory)
-        return cls(
-            name=name, model=model, tokenizer=tokenizer, held_out=held_out, everything=everything, dtype=kind,
-            device=device,
-        )  # fmt: skip
-
-    def check(self, suites: Sequence[str], options: SuiteOptions, lengths: Sequence[int] | None) -> None:
-        """Refuse (ValueError) now what a suite would refuse only when the suites before it are done."""
-        from indexshare.eval.draft import check_draft
-        from indexshare.eval.forward import check_attention, check_length
-        from indexshare.eval.prices import check_selects
-
-        if options.files is not None and options.files < 1:
-            raise ValueError(f"--files is {options.files}; expected at least 1")
-        if set(suites) & {"needle", "recall"}:
-            check_attention(options.kinds)
-        if "draft" in suites:
-            check_draft(self.model)
-        for length in lengths or ():
-            check_length(self.model, length)
-            if "held-out" in suites:
-                check_selects(self.model, length)
-
-    def run(
-        self, suite: str, bar: MeasuringBar, options: SuiteOptions, lengths: Sequence[int] | None, max_tokens: int
-    ) -> dict[str, Report]:
-        """The reports of one suite by the name they have in JSON."""
-        from indexshare.eval.draft import DEFAULT_TOKENS, evaluate_draft
-        from indexshare.eval.held_out import evaluate_held_out, some_documents
-        from indexshare.eval.repository import DEFAULT_FILES, evaluate_repository
-        from indexshare.eval.retrieval import evaluate_retrieval
-
-        given = (self.model, self.tokenizer)
-        reports: dict[str, Report] = {}
-        prices: dict[str, Report] = {}
-        if suite == "held-out" and (lengths is not None or options.ancestor is not None):
-            bar.begin("prices")  # the first to find the text too short, or the ancestor no match
-            prices["prices"] = self._prices(bar, options, lengths)
-            bar.end()
-        bar.begin(suite, "files" if suite == "held-out" else "tokens")
-        if suite == "held-out":
-            documents = some_documents(self.held_out, options.files, options.seed)
-            reports[suite] = evaluate_held_out(*given, documents, max_tokens=max_tokens, progress=bar)
-        elif suite == "repository":
-            reports[suite] = evaluate_repository(
-                *given, self.held_out, self.everything,
-                context=options.context, files=options.files or DEFAULT_FILES, seed=options.seed, progress=bar,
-            )  # fmt: skip
-        elif suite == "draft":
-            tokens = DEFAULT_TOKENS if options.tokens is None else options.tokens
-            reports[suite] = evaluate_draft(*given, self.held_out, max_tokens=tokens, progress=bar)
-        else:
-            reports[suite] = evaluate_retrieval(
-                *given, suite, lengths=lengths, samples=options.samples, attention=options.kinds, seed=options.seed,
-                progress=bar,
-            )  # fmt: skip
-        bar.end()
-        return reports | prices
-
-    def _prices(self, bar: MeasuringBar, options: SuiteOptions, lengths: Sequence[int] | None) -> Report:
-        from indexshare.eval.prices import DEFAULT_TOKENS, evaluate_prices, load_every_layer_full
-
-        other = load_every_layer_full(
-            self.name, self.model, self.tokenizer, options.ancestor, dtype=self.dtype, device=self.device
-        )
-        return evaluate_prices(
-            self.model, self.tokenizer, self.held_out, lengths=lengths, every_layer_full=other,
-            max_tokens=DEFAULT_TOKENS if options.tokens is None else options.tokens, progress=bar,
-        )  # fmt: skip
-
-
-def _facts(reports: dict[str, Report]) -> dict[str, Any]:
-    """Plain values: the held-out report's own keys at the top, every other report under its name."""
-    from indexshare.eval.held_out import HeldOutReport
-    from indexshare.eval.retrieval import RetrievalReport
-
-    facts: dict[str, Any] = {}
-    for name, report in reports.items():
-        if isinstance(report, HeldOutReport):
-            facts |= tables.held_out_facts(report)
-        elif isinstance(report, RetrievalReport):
-            facts[name] = tables.retrieval_facts(report)
-        else:
-            facts[name] = asdict(report)
-    return facts
-
-
-def _show(model: str, reports: dict[str, Report]) -> None:
-    from indexshare.eval.draft import DraftReport
-    from indexshare.eval.held_out import HeldOutReport
-    from indexshare.eval.prices import PriceReport
-    from indexshare.eval.retrieval import RetrievalReport
-
-    for number, report in enumerate(reports.values()):
-        if number:
-            print()
-        if isinstance(report, HeldOutReport):
-            tables.show_held_out(model, report)
-        elif isinstance(report, PriceReport):
-            tables.show_prices(report)
-        elif isinstance(report, RetrievalReport):
-            tables.show_retrieval(report)
-        elif isinstance(report, DraftReport):
-            tables.show_draft(report)
-        else:
-            tables.show_repository(report)

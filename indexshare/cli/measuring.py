@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 from indexshare.cli.output import console, note
 
@@ -33,6 +34,13 @@ class MeasuringBar(AbstractContextManager["MeasuringBar"]):
 
     def __exit__(self, *exception: object) -> None:
         self._progress.stop()
+
+    @contextmanager
+    def stage(self, name: str, unit: str = "tokens") -> Iterator[MeasuringBar]:
+        """One measurement, from its beginning to its end."""
+        self.begin(name, unit)
+        yield self
+        self.end()
 
     def begin(self, name: str, unit: str = "tokens") -> None:
         """A measurement starts."""

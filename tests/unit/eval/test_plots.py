@@ -1,8 +1,10 @@
 """Pictures: every report has panels, and what cannot be drawn is refused before the work."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,11 @@ from indexshare.eval.plots import check_picture, draw
 from indexshare.eval.prices import PriceReport, PriceRow
 from indexshare.eval.repository import FileGain, RepositoryReport
 from indexshare.eval.retrieval import RetrievalReport
+from indexshare.eval.suites.base import Panel, Suite
+from indexshare.eval.suites.draft import DraftSuite
+from indexshare.eval.suites.held_out import HeldOutFigures, HeldOutSuite
+from indexshare.eval.suites.repository import RepositorySuite
+from indexshare.eval.suites.retrieval import RetrievalSuite
 
 FIGURE, ALONE = Estimate(0.5, (0.4, 0.7)), Estimate(0.5, None)
 HELD_OUT = HeldOutReport(
@@ -29,30 +36,37 @@ def price(length: int, other: Estimate | None) -> PriceRow:
     )  # fmt: skip
 
 
-def reports() -> list[HeldOutReport | PriceReport | RetrievalReport | RepositoryReport | DraftReport]:
+def reports() -> list[tuple[Suite[Any], Any]]:
     gain = FileGain(name="a", tokens=3, num_bytes=9, context_tokens=7, context_files=1, alone=9.0, with_package=8.0)
+    prices = PriceReport(files=2, tokens=99, num_bytes=300, rows=(price(2048, None), price(8192, ALONE)))
+    needle = RetrievalReport(
+        task="needle", attention=("selection", "recent"), lengths=(512, 1024), depths=(0.25, 0.75),
+        asked=((2, 2), (2, 2)), right={"selection": ((2, 2), (2, 1)), "recent": ((0, 0), (0, 1))},
+    )  # fmt: skip
+    repository = RepositoryReport(
+        context=100, files=1, tokens=3, mean_context_tokens=7.0, alone=ALONE, with_package=ALONE, gain=FIGURE,
+        by_file=(gain,),
+    )  # fmt: skip
+    draft = DraftReport(
+        files=2, tokens=9, max_tokens=9, agreement=(FIGURE, ALONE), accepted=(FIGURE, None), trunk_right=FIGURE
+    )
     return [
-        HELD_OUT,
-        PriceReport(files=2, tokens=99, num_bytes=300, rows=(price(2048, None), price(8192, ALONE))),
-        RetrievalReport(
-            task="needle", attention=("selection", "recent"), lengths=(512, 1024), depths=(0.25, 0.75),
-            asked=((2, 2), (2, 2)), right={"selection": ((2, 2), (2, 1)), "recent": ((0, 0), (0, 1))},
-        ),
-        RepositoryReport(
-            context=100, files=1, tokens=3, mean_context_tokens=7.0, alone=ALONE, with_package=ALONE, gain=FIGURE,
-            by_file=(gain,),
-        ),
-        DraftReport(
-            files=2, tokens=9, max_tokens=9, agreement=(FIGURE, ALONE), accepted=(FIGURE, None), trunk_right=FIGURE
-        ),
-    ]  # fmt: skip
+        (HeldOutSuite(), HeldOutFigures(model="nano", held_out=HELD_OUT, prices=prices)),
+        (RetrievalSuite("needle"), needle),
+        (RepositorySuite(), repository),
+        (DraftSuite(), draft),
+    ]
+
+
+def panels(reports: list[tuple[Suite[Any], Any]]) -> list[Sequence[Panel]]:
+    return [row for suite, report in reports for row in suite.pictures(report)]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
 def test_all_reports_in_one_picture(suffix: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     file = tmp_path / f"picture{suffix}"
-    draw(reports(), file, "nano")
+    draw(panels(reports()), file, "nano")
     assert file.stat().st_size > 5000
 
 
@@ -63,7 +77,11 @@ def test_what_cannot_be_drawn(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     empty = replace(HELD_OUT, position_edges=(), position_bits=(), windows=0)
     with pytest.raises(ValueError, match="nothing to draw"):
-        draw([empty], tmp_path / "a.png", "nano")
+        draw(
+            panels([(HeldOutSuite(), HeldOutFigures(model="nano", held_out=empty, prices=None))]),
+            tmp_path / "a.png",
+            "nano",
+        )
 
 
 def test_without_matplotlib_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

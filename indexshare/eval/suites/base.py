@@ -1,0 +1,114 @@
+"""What an evaluation suite is: one object that says what to check, what to run, and how to show what came out.
+
+A new suite is a subclass of `Suite` and a call of `registry.register`; the command `indexshare eval` needs no change.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from indexshare.eval.bootstrap import Estimate, Interval
+from indexshare.eval.forward import ATTENTION, Progress
+from indexshare.eval.subject import Subject
+
+Panel = Callable[[Any], None]  # draws on matplotlib axes
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SuiteSettings:
+    """How much is measured. A suite names in `Suite.reads` which of these it reads; None leaves the choice to it.
+
+    Attributes:
+        lengths: context lengths in tokens.
+        ancestor: a model whose layers are all Full, trained on the same text.
+        attention: kinds of attention to compare.
+        samples: questions at each length and depth.
+        tokens: most held-out tokens to score.
+        files: most files to score.
+        context: tokens of context for a file of a repository.
+        seed: of generated texts and of the choice of files.
+        max_tokens: longest stretch of a file that is scored in one piece.
+    """
+
+    lengths: tuple[int, ...] | None = None
+    ancestor: str | None = None
+    attention: tuple[str, ...] = ATTENTION
+    samples: int = 5
+    tokens: int | None = None
+    files: int | None = None
+    context: int | None = None
+    seed: int = 0
+    max_tokens: int = 8192
+
+
+class Stage(Protocol):
+    """Begins a measurement that takes a while: `with stage("needle") as progress: ...`."""
+
+    def __call__(self, name: str, unit: str = "tokens") -> AbstractContextManager[Progress]: ...
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under column names; the first column is text, the others are figures."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Names with their values."""
+
+    title: str
+    pairs: Sequence[tuple[str, str]]
+
+
+class Suite(ABC, Generic[R]):
+    """One kind of measurement with a report `R` of its own.
+
+    Attributes:
+        name: what `--suite` calls it.
+        reads: the fields of `SuiteSettings` that it reads.
+        needs_text: whether it scores held-out files; without any such suite none are read.
+    """
+
+    name: str
+    reads: ClassVar[frozenset[str]] = frozenset()
+    needs_text: ClassVar[bool] = True
+
+    def check(self, subject: Subject, settings: SuiteSettings) -> None:
+        """Refuse (ValueError) what the run would refuse; called before any suite runs."""
+        return None
+
+    @abstractmethod
+    def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> R:
+        """Measure, every long part inside a `stage`."""
+
+    @abstractmethod
+    def tables(self, report: R) -> Sequence[Table | Pairs]:
+        """The report for people."""
+
+    def facts(self, report: R) -> dict[str, Any]:
+        """The keys that the report adds to the JSON object; the fields of a dataclass under the suite's name."""
+        assert not isinstance(report, type)
+        return {self.name: asdict(report)}  # type: ignore[call-overload]
+
+    def pictures(self, report: R) -> Sequence[Sequence[Panel]]:
+        """Rows of panels, each from left to right; none where there is nothing to draw."""
+        return ()
+
+
+def between(interval: Interval | None, form: str, *, opening: str = " (", closing: str = ")") -> str:
+    """The interval as people read it, ` (1.19 to 1.23)`; empty where there is none."""
+    return "" if interval is None else f"{opening}{interval[0]:{form}} to {interval[1]:{form}}{closing}"
+
+
+def figure(estimate: Estimate, form: str) -> str:
+    """A figure with its interval: `1.21 (1.19 to 1.23)`."""
+    return f"{estimate.value:{form}}{between(estimate.interval, form)}"

@@ -1,0 +1,90 @@
+"""The suites `needle` and `recall`: exact answers by length and depth under several kinds of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from indexshare.eval.forward import check_attention, check_length
+from indexshare.eval.retrieval import RetrievalReport, evaluate_retrieval
+from indexshare.eval.subject import Subject
+from indexshare.eval.suites.base import Pairs, Panel, Stage, Suite, SuiteSettings, Table, figure
+
+
+class RetrievalSuite(Suite[RetrievalReport]):
+    """One task of `eval/retrieval.py`, under its name."""
+
+    reads = frozenset({"lengths", "attention", "samples", "seed"})
+    needs_text = False
+
+    def __init__(self, task: str) -> None:
+        self.name = task
+
+    def check(self, subject: Subject, settings: SuiteSettings) -> None:
+        """Known kinds of attention, and lengths that the model reads."""
+        check_attention(settings.attention)
+        for length in settings.lengths or ():
+            check_length(subject.model, length)
+
+    def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> RetrievalReport:
+        """Ask for what lies at every depth."""
+        with stage(self.name) as progress:
+            return evaluate_retrieval(
+                subject.model,
+                subject.tokenizer,
+                self.name,
+                lengths=settings.lengths,
+                samples=settings.samples,
+                attention=settings.attention,
+                seed=settings.seed,
+                progress=progress,
+            )
+
+    def tables(self, report: RetrievalReport) -> Sequence[Table | Pairs]:
+        """Exact answers by length for each kind of attention, then by depth for the first kind."""
+        by_length = [
+            [f"{length:,}", *(figure(report.accuracy(name, length), ".0%") for name in report.attention)]
+            for length in report.lengths
+        ]
+        first = report.attention[0]
+        right = report.right[first]
+        by_depth = [
+            [f"{depth:.0%}", *(f"{right[i][d]}/{report.asked[i][d]}" for i in range(len(report.lengths)))]
+            for d, depth in enumerate(report.depths)
+        ]
+        columns = ("depth", *(f"{length:,}" for length in report.lengths))
+        return [
+            Table(f"{report.task}: exact answers by length", ("length", *report.attention), by_length),
+            Table(f"{report.task}, {first}: exact answers by depth and length", columns, by_depth),
+        ]
+
+    def facts(self, report: RetrievalReport) -> dict[str, Any]:
+        """Plain values, with the accuracy by attention and length."""
+        accuracy = {
+            name: [
+                {
+                    "length": length,
+                    **asdict(report.accuracy(name, length)),
+                    "worst_depth": report.worst_depth(name, length),
+                }
+                for length in report.lengths
+            ]
+            for name in report.attention
+        }
+        return {self.name: asdict(report) | {"accuracy": accuracy}}
+
+    def pictures(self, report: RetrievalReport) -> Sequence[Sequence[Panel]]:
+        """A heatmap of depth by length for each kind of attention."""
+        return [[lambda axes, name=name: _draw_answers(axes, report, name) for name in report.attention]]  # type: ignore[misc]
+
+
+def _draw_answers(axes: Any, report: RetrievalReport, attention: str) -> None:
+    right, asked = report.right[attention], report.asked
+    part = [[r / a for r, a in zip(*rows, strict=True)] for rows in zip(right, asked, strict=True)]
+    columns = [list(depth) for depth in zip(*part, strict=True)]  # depth by length
+    image = axes.imshow(columns, aspect="auto", vmin=0, vmax=1, cmap="viridis", origin="upper")
+    axes.set_xticks(range(len(report.lengths)), [f"{length:,}" for length in report.lengths], rotation=30)
+    axes.set_yticks(range(len(report.depths)), [f"{depth:.0%}" for depth in report.depths])
+    axes.set(xlabel="length (tokens)", ylabel="depth", title=f"{report.task}: {attention}")
+    axes.figure.colorbar(image, ax=axes, label="exact answers")
