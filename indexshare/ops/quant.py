@@ -180,10 +180,12 @@ def quantize_groups(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torc
     low, high = INTEGER_RANGE[bits]
     columns = weight.shape[-1]
     values = torch.nn.functional.pad(weight.to(torch.float32), (0, -columns % GROUP)).unflatten(-1, (-1, GROUP))
-    largest = values.gather(-1, values.abs().argmax(-1, keepdim=True))
+    sizes = values.abs()
+    # 4 bits need the sign of the largest weight; without it the size alone is found in a fraction of the time.
+    largest = sizes.amax(-1, True) if bits == 8 else values.gather(-1, sizes.argmax(-1, keepdim=True))
     if not bool(torch.isfinite(largest).all()):
         raise ValueError(f"cannot quantize to {bits} bits: the weight holds NaN or an infinity")
-    scales = (largest.abs() / high if bits == 8 else largest / low).to(torch.bfloat16)
+    scales = (largest / (high if bits == 8 else low)).to(torch.bfloat16)
     divisor = torch.where(scales == 0, torch.ones_like(scales), scales).to(torch.float32)
     quantized = (values / divisor).round_().clamp_(low, high).masked_fill_(scales == 0, 0).to(torch.int8)
     return quantized.flatten(-2)[..., :columns].contiguous(), scales[..., 0].contiguous()

@@ -105,21 +105,22 @@ def pack_into(packed: PackedWeight, first: int, weight: Tensor) -> None:
         for start in range(0, packed.rows, step):
             values, scales = _blocks(matrix[start : start + step], packed.bits)
             block = start // BLOCK_ROWS
-            packed.values[number, block : block + len(values)] = values
+            packed.values[number, block : block + len(values)].view(torch.int32)[..., 0] = values
             packed.scales[number, block : block + len(scales)] = scales
 
 
 def _blocks(weight: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """Values and scales of rows `[n, C]`, laid out as in `PackedWeight`, one block of 16 rows after the other."""
+    """Rows `[n, C]` as blocks of 16: quads of values as int32 `[blocks, groups, quads, 16]`, and scales."""
     quantized, scales = quantize_groups(weight, bits)
     rows, inputs = quantized.shape
     padding, groups = (0, -inputs % GROUP, 0, -rows % BLOCK_ROWS), scales.shape[-1]
     values = F.pad(quantized.to(torch.int16), padding).add_(_OFFSET[bits]).to(torch.uint8)
-    values = values.view(-1, BLOCK_ROWS, groups, _QUADS, 4).permute(0, 2, 3, 1, 4)
+    values = values.view(-1, BLOCK_ROWS, groups, _QUADS, 4)
     if bits == 4:
-        values = values[:, :, : _QUADS // 2] | values[:, :, _QUADS // 2 :] << 4
+        values = values[..., : _QUADS // 2, :] | values[..., _QUADS // 2 :, :] << 4
+    quads = values.view(torch.int32)[..., 0].permute(0, 2, 3, 1)
     scales = F.pad(scales, (0, 0, *padding[2:])).view(-1, BLOCK_ROWS, groups).transpose(1, 2)
-    return values, scales.contiguous().view(torch.int16)
+    return quads, scales.contiguous().view(torch.int16)
 
 
 def unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
