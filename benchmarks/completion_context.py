@@ -27,7 +27,7 @@ from indexshare.checkpoint.load import load_model
 from indexshare.config.shipped import model_directory
 from indexshare.data.corpus import TextFolder, read_folder
 from indexshare.engine.llm import LLM
-from indexshare.engine.request import SamplingParams
+from indexshare.engine.params import SamplingParams
 from indexshare.eval.bootstrap import Estimate
 from indexshare.eval.held_out import held_out_split, package_split, training_text
 from indexshare.eval.identifiers import CompletedUse, complete_identifiers, summarise

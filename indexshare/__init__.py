@@ -11,7 +11,7 @@ __version__ = "0.1.0"
 
 _HOME_OF = {
     "LLM": "indexshare.engine.llm",
-    "SamplingParams": "indexshare.engine.request",
+    "SamplingParams": "indexshare.engine.params",
     "load_model": "indexshare.checkpoint.load",
     "save_model": "indexshare.checkpoint.load",
     "GlmMoeDsa": "indexshare.model.glm",
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from indexshare.config.model import ModelConfig
     from indexshare.config.share_plan import SharePlan
     from indexshare.engine.llm import LLM
-    from indexshare.engine.request import SamplingParams
+    from indexshare.engine.params import SamplingParams
     from indexshare.model.glm import GlmMoeDsa
 
 

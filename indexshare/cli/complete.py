@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from indexshare.cli.completion import ModelOptions, SamplingOptions, as_json, report_cost, stream
+from indexshare.cli.options import ModelOptions, SamplingOptions
 from indexshare.cli.output import note, print_json
+from indexshare.cli.streaming import as_json, report_cost, stream
 
 if TYPE_CHECKING:
     from indexshare.repository.context import PackedContext

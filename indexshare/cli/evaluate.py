@@ -115,7 +115,7 @@ def evaluate(
     json
         Print one JSON object instead of tables.
     """
-    from indexshare.cli.completion import check_device
+    from indexshare.cli.options import check_device
     from indexshare.eval.plots import check_picture, draw
     from indexshare.eval.subject import load_subject
     from indexshare.eval.suites.registry import check_settings, choose_suites

@@ -171,7 +171,7 @@ def _show_plan(prepared: Prepared, folder: Path, *, json: bool) -> None:
 
 def _compare(prepared: Prepared, model: Path, device: str) -> Comparison:
     from indexshare.checkpoint.load import load_model
-    from indexshare.engine.llm import running_dtype
+    from indexshare.engine.loading import running_dtype
     from indexshare.eval.comparison import compare_models
     from indexshare.text.tokenizer import Tokenizer
 

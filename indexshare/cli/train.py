@@ -60,7 +60,7 @@ def train(
     json
         Print one JSON object at the end, in place of the model's folder: the run, its model, its learning curve.
     """
-    from indexshare.cli.completion import check_device
+    from indexshare.cli.options import check_device
 
     _check(part, checkpoint_minutes, seed)
     check_device(device)

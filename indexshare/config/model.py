@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from indexshare.config.arguments import plain_integer
 from indexshare.config.rope import RopeParameters
 from indexshare.config.share_plan import SharePlan
 from indexshare.config.variant import KEY as VARIANT
@@ -143,8 +144,11 @@ class ModelConfig:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
             positive = item.type == "int" and item.name not in ("num_nextn_predict_layers", "n_shared_experts")
-            if positive and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            number = plain_integer(value) if item.type == "int" else None
+            if positive and (number is None or number < 1):
                 raise ValueError(f"{item.name} is {value!r}; expected a positive integer")
+            if number is not None:
+                object.__setattr__(self, item.name, number)  # numpy's integers become Python's, which JSON can hold
             if item.type == "float" and not (isinstance(value, (int, float)) and value > 0):
                 raise ValueError(f"{item.name} is {value!r}; expected a positive number")
             if item.type == "bool" and not isinstance(value, bool):

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from indexshare.config.arguments import plain_integer
+
 FULL = "full"
 SHARED = "shared"
 _LETTERS = {"F": FULL, "S": SHARED}
@@ -58,7 +60,7 @@ class SharePlan:
         GLM-5.2 is `uniform(78, every=4, offset=3)`: Full at 0, 1, 2, 6, 10, ..., 74.
         """
         for name, value, least in (("layers", layers, 1), ("every", every, 1), ("offset", offset, 0)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            if (number := plain_integer(value)) is None or number < least:
                 raise ValueError(
                     f"{name} of a uniform share plan is {value!r}; expected an integer of at least {least}"
                 )

@@ -11,14 +11,10 @@ from torch import Tensor
 
 from indexshare.cache.blocks import BlockAllocator
 from indexshare.cache.paged import PagedCache
-from indexshare.engine.request import (
-    Chunk,
-    CompletionOutput,
-    Request,
-    SamplingParams,
-    TokenLogprobs,
-    check_capacity,
-)
+from indexshare.engine.admission import check_capacity
+from indexshare.engine.outputs import Chunk, CompletionOutput, TokenLogprobs
+from indexshare.engine.params import SamplingParams
+from indexshare.engine.request import Request
 from indexshare.engine.runner import Model, Runner
 from indexshare.engine.sampler import Draw, non_finite_rows, sample, token_logprobs
 from indexshare.engine.scheduler import PREFILL_CHUNK, Row, Scheduler

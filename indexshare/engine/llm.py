@@ -2,32 +2,28 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from indexshare.adapt.quantized import packing
 from indexshare.cache.paged import PagedCache
-from indexshare.checkpoint.load import load_model
-from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
-from indexshare.config.shipped import model_directory
+from indexshare.config.arguments import as_integer
+from indexshare.engine.admission import check_prompt
 from indexshare.engine.capacity import default_cache_tokens
 from indexshare.engine.core import Engine, Generation
+from indexshare.engine.loading import PARAMETERS, generation_defaults, load_with_tokenizer
+from indexshare.engine.outputs import Chunk, CompletionOutput
+from indexshare.engine.params import SamplingParams
 from indexshare.engine.progress import GenerationProgress
-from indexshare.engine.request import Chunk, CompletionOutput, SamplingParams, check_prompt
+from indexshare.engine.prompts import Prompt, as_batch, as_settings
 from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
 
 BLOCK_SIZE = 64
-Prompt = str | Sequence[int]
-_PARAMETERS = {field.name for field in fields(SamplingParams)}
-
-
 MAX_THREADS = 1024  # beyond any machine; compute libraries fail, or crash, somewhere above
 
 
@@ -70,22 +66,14 @@ class LLM:
         full_attention_below: int = 0,
         threads: int | None = None,
     ) -> None:
-        _check_settings(
-            max_context=max_context,
-            cache_tokens=cache_tokens,
-            prefill_chunk=prefill_chunk,
-            max_batch=max_batch,
-        )
-        below = full_attention_below
-        if isinstance(below, bool) or not isinstance(below, int) or below < 0:
-            raise ValueError(f"full_attention_below is {below!r}; expected an integer, 0 or more")
-        if threads is not None:
-            _check_settings(threads=threads)
-            if threads > MAX_THREADS:
-                raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}, best the number of cores")
-            torch.set_num_threads(threads)
-        self.model, self.tokenizer = _load(model, tokenizer, dtype, device, weights)
-        self.generation = _generation(self.model)
+        max_context = _positive("max_context", max_context)
+        cache_tokens = _positive("cache_tokens", cache_tokens)
+        prefill_chunk = as_integer("prefill_chunk", prefill_chunk, low=1)
+        max_batch = as_integer("max_batch", max_batch, low=1)
+        full_attention_below = as_integer("full_attention_below", full_attention_below, low=0)
+        _set_threads(threads)
+        self.model, self.tokenizer = load_with_tokenizer(model, tokenizer, dtype, device, weights)
+        self.generation = generation_defaults(self.model)
         config, embedding = self.model.config, next(self.model.parameters())
         longest = config.max_position_embeddings
         self.max_context = longest if max_context is None else max_context
@@ -93,12 +81,9 @@ class LLM:
             raise ValueError(f"max_context is {max_context}, but the model was made for {longest} positions")
         if cache_tokens is None:
             cache_tokens = default_cache_tokens(
-                config,
-                self.max_context,
-                block_size=BLOCK_SIZE,
-                element_bytes=embedding.element_size(),
-                device=embedding.device,
-            )
+                config, self.max_context,
+                block_size=BLOCK_SIZE, element_bytes=embedding.element_size(), device=embedding.device,
+            )  # fmt: skip
         cache = PagedCache(config, -(-cache_tokens // BLOCK_SIZE), BLOCK_SIZE, embedding.dtype, embedding.device)
         self.engine = Engine(
             self.model,
@@ -119,7 +104,7 @@ class LLM:
     @property
     def default_params(self) -> SamplingParams:
         """How tokens are chosen where nothing is asked: as the model's `generation_config.json` says, else sampled."""
-        said = {name: value for name, value in self.generation.sampling().items() if name in _PARAMETERS}
+        said = {name: value for name, value in self.generation.sampling().items() if name in PARAMETERS}
         if self.tokenizer is None:
             said.pop("stop", None)
         return SamplingParams(**said)
@@ -148,8 +133,8 @@ class LLM:
             ValueError: a prompt or setting is wrong, or a request can never fit; nothing has run then. Also
                 when the model gives NaN.
         """
-        batch = _as_batch(prompts)
-        settings = [self.default_params] * len(batch) if params is None else _as_settings(params, len(batch))
+        batch = as_batch(prompts)
+        settings = [self.default_params] * len(batch) if params is None else as_settings(params, len(batch))
         requests = []
         for number, (prompt, chosen) in enumerate(zip(batch, settings, strict=True)):
             name = "prompt" if len(batch) == 1 else f"prompt {number}"
@@ -190,7 +175,7 @@ class LLM:
             ValueError: as in `generate`.
         """
         ids = self._encode(prompt, "prompt")
-        chosen = self._clipped(self.default_params, ids) if params is None else _as_settings(params, 1)[0]
+        chosen = self._clipped(self.default_params, ids) if params is None else as_settings(params, 1)[0]
         self.engine.check(ids, chosen)
         return self._stream(ids, chosen, on_prefill)
 
@@ -239,94 +224,19 @@ class LLM:
         return check_prompt(prompt, self.model.config.vocab_size, name)
 
 
-def _generation(model: GlmMoeDsa) -> GenerationDefaults:
-    """What the generation file that came with the model says; a warning names what is not implemented."""
-    found = GenerationDefaults.from_bytes(getattr(model, "companions", {}).get(GENERATION_FILE))
-    missing = [f"{name}={value}" for name, value in found.sampling().items() if name not in _PARAMETERS]
-    ignored = [*found.not_implemented, *(text for text in missing if text != "repetition_penalty=1.0")]
-    if ignored:
-        warnings.warn(
-            f"the model's {GENERATION_FILE} asks for {', '.join(ignored)}; not implemented, ignored", stacklevel=3
-        )
-    return found
+def _positive(name: str, value: Any) -> int | None:
+    return None if value is None else as_integer(name, value, low=1)
+
+
+def _set_threads(threads: Any) -> None:
+    if threads is None:
+        return
+    number = as_integer("threads", threads, low=1)
+    if number > MAX_THREADS:
+        raise ValueError(f"threads is {threads}; expected at most {MAX_THREADS}, best the number of cores")
+    torch.set_num_threads(number)
 
 
 def _raise_error(generation: Generation) -> None:
     if generation.error is not None:
         raise generation.error
-
-
-def _check_settings(**settings: Any) -> None:
-    for name, value in settings.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name} is {value!r}; expected an integer, 1 or more")
-
-
-def running_dtype(dtype: torch.dtype | str | None, device: torch.device | str) -> torch.dtype | str | None:
-    """The type to run in when none is asked for: float32 on a CPU, as stored (None) elsewhere.
-
-    In bfloat16 the last bits of a product depend on how many rows it has, and greedy text on them (`docs/LOG.md`).
-    """
-    return torch.float32 if dtype is None and torch.device(device).type == "cpu" else dtype
-
-
-def _load(
-    model: str | Path | GlmMoeDsa,
-    tokenizer: Tokenizer | str | Path | None,
-    dtype: torch.dtype | str | None,
-    device: torch.device | str | None,
-    weights: str | None,
-) -> tuple[GlmMoeDsa, Tokenizer | None]:
-    """The model in evaluation mode and its tokenizer."""
-    if isinstance(model, str | Path):
-        directory = model_directory(model)
-        device = "cpu" if device is None else device
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {str(device)!r}, but this torch finds no CUDA device; use device='cpu'")
-        kind = running_dtype(dtype, device)
-        loaded = load_model(directory, dtype=kind, device=device, adapt=packing(weights))
-        if tokenizer is None and (directory / "tokenizer.json").is_file():
-            tokenizer = directory
-    elif not isinstance(model, torch.nn.Module):
-        raise ValueError(f"model is {model!r}; expected a shipped model's name, a directory, or a model")
-    else:
-        loaded = model
-        if dtype is not None or device is not None:
-            raise ValueError("dtype and device apply to a model that is loaded; convert this one with model.to(...)")
-        if weights is not None:
-            raise ValueError("weights applies to a model that is loaded; call quantize_weights on this one")
-    if isinstance(tokenizer, str | Path):
-        tokenizer = Tokenizer.load(tokenizer)
-    if tokenizer is not None and tokenizer.vocab_size > loaded.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer has ids for {tokenizer.vocab_size} entries, more than the model's vocabulary of "
-            f"{loaded.config.vocab_size}; it belongs to another model"
-        )
-    return loaded.eval(), tokenizer
-
-
-def _as_batch(prompts: Any) -> list[Any]:
-    """A list of prompts: a text or a flat list of ids counts as one. ValueError when there is nothing."""
-    if isinstance(prompts, dict | set):
-        raise ValueError(f"prompts is a {type(prompts).__name__}; expected a text, token ids, or a list of either")
-    if isinstance(prompts, str | bytes) or not hasattr(prompts, "__iter__"):
-        return [prompts]
-    items = list(prompts)
-    if not items:
-        raise ValueError("prompts is empty; expected a text, token ids, or a list of either")
-    return items if any(map(_is_prompt, items)) else [items]
-
-
-def _is_prompt(item: Any) -> bool:
-    """Whether an element of a list is itself a prompt, not one id; a tensor without dimensions is an id."""
-    return hasattr(item, "__len__") and getattr(item, "ndim", 1) > 0
-
-
-def _as_settings(params: Any, count: int) -> list[SamplingParams]:
-    settings = [params] * count if not isinstance(params, list | tuple) else list(params)
-    if len(settings) != count:
-        raise ValueError(f"{len(settings)} sampling parameters for {count} prompts; expected one, or one for each")
-    for value in settings:
-        if not isinstance(value, SamplingParams):
-            raise ValueError(f"params is {value!r}; expected SamplingParams")
-    return settings

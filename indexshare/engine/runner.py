@@ -11,7 +11,7 @@ from torch import Tensor
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig
-from indexshare.engine.request import RequestStats
+from indexshare.engine.outputs import RequestStats
 from indexshare.engine.scheduler import Row
 from indexshare.model.forward_pass import attention_limit
 from indexshare.model.glm import GlmMoeDsa

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from indexshare.engine.request import SamplingParams, TokenLogprobs
+from indexshare.engine.outputs import TokenLogprobs
+from indexshare.engine.params import SamplingParams
 
 _MASK = (1 << 64) - 1
 _HEAD = 256  # candidates tried first for top-p

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from indexshare.engine.request import SamplingParams
+from indexshare.engine.params import SamplingParams
 
 
 def probabilities(logits: Sequence[float], params: SamplingParams) -> list[float]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from indexshare.cache.blocks import BlockAllocator, BlockTable
+from indexshare.config.arguments import as_integer
 from indexshare.engine.request import Request, RequestState
 
 # Tokens of a step unless told otherwise: experts get enough rows each for fast products, and a step stays short.
@@ -49,12 +50,9 @@ class Scheduler:
     """
 
     def __init__(self, allocator: BlockAllocator, *, token_budget: int = PREFILL_CHUNK, max_running: int = 64) -> None:
-        for name, value in (("token_budget", token_budget), ("max_running", max_running)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; expected an integer, 1 or more")
         self.allocator = allocator
-        self.token_budget = token_budget
-        self.max_running = max_running
+        self.token_budget = as_integer("token_budget", token_budget, low=1)
+        self.max_running = as_integer("max_running", max_running, low=1)
         # Both in order of arrival, and all running ones arrived before all waiting ones.
         self._running: list[Request] = []
         self._waiting: deque[Request] = deque()

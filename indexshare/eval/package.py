@@ -67,7 +67,7 @@ def choose_targets(
 def package_context(tokenizer: Tokenizer, target: Target, given: int, budget: int) -> tuple[list[int], tuple[str, ...]]:
     """What to put before a target: files of its package, the most relevant last, each closed by the end-of-text token.
 
-    Relevance is that to the target's first `given` tokens (`engine/completion_context.py`): nothing that is asked later
+    Relevance is that to the target's first `given` tokens (`repository/context.py`): nothing that is asked later
     has a say. Files that share most of their lines with the target are left out, they would give the answers away.
 
     Returns:

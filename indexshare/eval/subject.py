@@ -13,7 +13,7 @@ from indexshare.checkpoint.load import load_model
 from indexshare.config.shipped import model_directory
 from indexshare.data.corpus import TextFolder, read_folder
 from indexshare.data.splitting import Document
-from indexshare.engine.llm import running_dtype
+from indexshare.engine.loading import running_dtype
 from indexshare.eval.held_out import held_out_split, package_split, training_text
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ from torch import Tensor
 from indexshare import ops
 from indexshare.config import ModelConfig
 from indexshare.engine.llm import LLM
-from indexshare.engine.request import SamplingParams
+from indexshare.engine.params import SamplingParams
 from indexshare.measure.operands import AttentionOperands, IndexOperands
 from indexshare.ops.indexer.reference import index_scores
 

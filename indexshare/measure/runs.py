@@ -12,7 +12,7 @@ import torch
 
 from indexshare.config import ModelConfig
 from indexshare.engine.llm import BLOCK_SIZE, LLM
-from indexshare.engine.request import SamplingParams
+from indexshare.engine.params import SamplingParams
 from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.measure.ceilings import Bound, Ceilings, bound_of
 from indexshare.measure.timing import Spread

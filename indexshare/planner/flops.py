@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
 from indexshare.config import ModelConfig
+from indexshare.config.arguments import plain_integer
 from indexshare.config.layers import (
     INDEX_KEYS,
     LayerTensor,
@@ -201,5 +202,6 @@ def _sum_to(n: int) -> int:
 
 
 def _check(value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    number = plain_integer(value)
+    if number is None or number < least:
         raise ValueError(f"{value!r} tokens; expected an integer of at least {least}")

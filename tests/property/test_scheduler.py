@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from indexshare.cache.blocks import BlockAllocator
-from indexshare.engine.request import Request, RequestState, SamplingParams
+from indexshare.engine.params import SamplingParams
+from indexshare.engine.request import Request, RequestState
 from indexshare.engine.scheduler import Row, Scheduler
 
 EOS = 3

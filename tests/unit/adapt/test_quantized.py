@@ -11,7 +11,7 @@ from indexshare.checkpoint.load import load_model
 from indexshare.checkpoint.save import save_model
 from indexshare.config import preset
 from indexshare.engine.llm import LLM
-from indexshare.engine.request import SamplingParams
+from indexshare.engine.params import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.ops.quant import dequantize_groups, quantize_groups
 from tests.tolerance import TOL

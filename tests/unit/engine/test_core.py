@@ -6,7 +6,8 @@ import random
 import pytest
 
 from indexshare.engine.core import Engine, Generation
-from indexshare.engine.request import CompletionOutput, SamplingParams
+from indexshare.engine.outputs import CompletionOutput
+from indexshare.engine.params import SamplingParams
 from tests.unit.engine.fake_model import TINY, BrokenModel, HashModel, make_engine
 
 LENGTHS = [3, 61, 17, 40, 8, 25, 1, 33]

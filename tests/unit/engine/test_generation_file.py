@@ -11,7 +11,7 @@ from indexshare.checkpoint.load import load_model
 from indexshare.checkpoint.save import save_model
 from indexshare.config import preset
 from indexshare.engine.llm import LLM
-from indexshare.engine.request import SamplingParams
+from indexshare.engine.params import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer, train_bpe
 from tests.unit.engine.fake_model import ScriptModel

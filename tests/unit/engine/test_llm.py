@@ -8,8 +8,10 @@ import torch
 
 from indexshare.checkpoint.save import save_model
 from indexshare.config import preset
+from indexshare.engine.admission import CapacityError
 from indexshare.engine.llm import LLM
-from indexshare.engine.request import CapacityError, CompletionOutput, SamplingParams
+from indexshare.engine.outputs import CompletionOutput
+from indexshare.engine.params import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer, train_bpe
 from tests.tolerance import TOL

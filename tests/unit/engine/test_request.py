@@ -6,14 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from indexshare.engine.request import (
-    CapacityError,
-    Request,
-    RequestStats,
-    SamplingParams,
-    check_capacity,
-    check_prompt,
-)
+from indexshare.engine.admission import CapacityError, check_capacity, check_prompt
+from indexshare.engine.outputs import RequestStats
+from indexshare.engine.params import SamplingParams
+from indexshare.engine.request import Request
 
 
 @pytest.mark.parametrize(

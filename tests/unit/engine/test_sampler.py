@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from indexshare.engine.request import SamplingParams
+from indexshare.engine.params import SamplingParams
 from indexshare.engine.sampler import Draw, kept, non_finite_rows, sample, token_logprobs, uniform
 from indexshare.engine.sampler_reference import choose, probabilities
 from tests.tolerance import TOL

@@ -3,7 +3,8 @@
 import pytest
 
 from indexshare.cache.blocks import BlockAllocator
-from indexshare.engine.request import Request, RequestState, SamplingParams
+from indexshare.engine.params import SamplingParams
+from indexshare.engine.request import Request, RequestState
 from indexshare.engine.scheduler import Row, Scheduler
 
 

@@ -18,7 +18,7 @@ from indexshare.cache.view import InFlightView
 from indexshare.config import ModelConfig, SharePlan, preset
 from indexshare.config.rope import RopeParameters
 from indexshare.engine.llm import LLM
-from indexshare.engine.request import SamplingParams
+from indexshare.engine.params import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.ops.native import LEVELS, Level, _load, best_level, build, native, processor_features

@@ -1,23 +1,18 @@
-"""What `generate` and `complete` have in common: options, streaming, progress, and the cost."""
+"""Options that verbs have in common: which model, how it runs, how tokens are chosen."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from indexshare.cli.output import console, note, size, write
+from indexshare.cli.output import note
 from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
-from indexshare.planner.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
     from indexshare.engine.llm import LLM
-    from indexshare.engine.request import CompletionOutput, RequestStats, SamplingParams
+    from indexshare.engine.params import SamplingParams
     from indexshare.text.tokenizer import Tokenizer
 
 
@@ -122,7 +117,7 @@ class SamplingOptions:
 
     def params(self, defaults: GenerationDefaults) -> SamplingParams:
         """The engine's form of these options over what the model's file says; ValueError when one is out of range."""
-        from indexshare.engine.request import SamplingParams
+        from indexshare.engine.params import SamplingParams
 
         known = {field.name for field in fields(SamplingParams)}
         said = {name: value for name, value in defaults.sampling().items() if name in known}
@@ -159,93 +154,3 @@ def check_device(name: str) -> None:
     there = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= there:
         raise ValueError(f"--device is {name!r}, but torch sees {there} CUDA devices; use cpu")
-
-
-class ReadingBar(AbstractContextManager["ReadingBar"]):
-    """A bar on standard error while the prompt is read, gone when the first token comes; terminals only."""
-
-    def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        out = console(stderr=True)
-        self._progress = Progress(
-            TextColumn("reading"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens, {task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=out,
-            transient=True,
-            disable=not out.is_terminal,
-        )
-        self._task = self._progress.add_task("", total=1, rate="")
-        self._began = time.perf_counter()
-
-    def __enter__(self) -> ReadingBar:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.stop()
-
-    def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` prompt tokens are read."""
-        rate = done / max(time.perf_counter() - self._began, 1e-9)
-        self._progress.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} tokens/s")
-        if done == total:
-            self.stop()
-
-    def stop(self) -> None:
-        """Remove the bar; harmless when it is gone already."""
-        self._progress.stop()
-
-
-def stream(llm: LLM, prompt: str | list[int], params: SamplingParams, *, quiet: bool = False) -> CompletionOutput:
-    """Complete one prompt, writing the text to standard output as it is made unless `quiet`.
-
-    Closing down on Ctrl+C leaves the terminal on a fresh line and the cache blocks free.
-    """
-    output, shown = None, ""
-    bar: AbstractContextManager[Any] = nullcontext() if quiet else ReadingBar()
-    with bar as reading:
-        on_prefill: Callable[[int, int], None] | None = reading
-        for chunk in llm.stream(prompt, params, on_prefill=on_prefill):
-            if chunk.text and not quiet:
-                if not shown and reading is not None:
-                    reading.stop()
-                write(chunk.text)
-                shown = chunk.text
-            output = chunk.output
-    assert output is not None, "the last chunk carries the output"
-    if not quiet and not shown.endswith("\n"):
-        write("\n")
-    return output
-
-
-def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
-    """What a completion cost, in two lines; `context` describes the prompt."""
-    passes = stats.index_passes_run + stats.index_passes_saved
-    saved = f" ({stats.index_passes_saved / passes:.0%} saved)" if passes else ""
-    return [
-        f"{context}; prefill {stats.prefill_s:.1f} s, {stats.prefill_tokens_per_s:,.0f} tokens/s; "
-        f"{stats.completion_tokens:,} tokens written, {stats.decode_tokens_per_s:,.1f} tokens/s",
-        f"index passes {stats.index_passes_run:,} run, {stats.index_passes_saved:,} spared{saved}; "
-        f"{stats.share_attended:.1%} of tokens attended; peak memory {size(peak_memory_bytes())}",
-    ]
-
-
-def report_cost(stats: RequestStats, *, context: str) -> None:
-    """Write `cost_lines` to standard error, set off from the text on a terminal."""
-    if sys.stdout.isatty() and sys.stderr.isatty():
-        note("")
-    for line in cost_lines(stats, context=context):
-        note(line)
-
-
-def as_json(output: CompletionOutput) -> dict[str, Any]:
-    """A completion as plain values."""
-    return {
-        "text": output.text,
-        "token_ids": output.token_ids,
-        "finish_reason": output.finish_reason,
-        "stats": output.stats.to_dict() | {"peak_memory_bytes": peak_memory_bytes()},
-    }

@@ -1,0 +1,67 @@
+"""Numbers that callers give: those of Python, numpy and torch alike, within bounds, or one clear line. No torch."""
+
+from __future__ import annotations
+
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def as_integer(name: str, value: Any, *, low: int, high: int | None = None, hint: str = "") -> int:
+    """`value` as an int between `low` and `high`, both included.
+
+    Args:
+        name: what to call it in the message.
+        value: any integer, a numpy or torch scalar too; neither a boolean nor a float.
+        hint: ends the message, such as `"; use 0 to keep all tokens"`.
+
+    Raises:
+        ValueError: no integer, or out of range.
+    """
+    number = plain_integer(value)
+    if number is None or number < low or (high is not None and number > high):
+        expected = f"an integer, {low} or more" if high is None else f"an integer from {low} to {high}"
+        raise ValueError(f"{name} is {value!r}; expected {expected}{hint}")
+    return number
+
+
+def as_number(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> float:
+    """`value` as a finite number for which `holds` is true; integers stay integers.
+
+    Raises:
+        ValueError: it is no such number; the text says what was `expected`.
+    """
+    number: float | None = plain_integer(value)
+    if number is None:
+        number = _plain_float(value)
+    if number is None or not abs(number) <= sys.float_info.max or not holds(number):
+        raise ValueError(f"{name} is {value!r}; expected {expected}")
+    return number
+
+
+def plain_integer(value: Any) -> int | None:
+    """`value` as an int if it is an integer of any library and no boolean, else None."""
+    if type(value) is int:
+        return value
+    if _is_boolean(value):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _plain_float(value: Any) -> float | None:
+    """`value` as a float if it is a number of any library, else None; texts are none."""
+    if isinstance(value, str | bytes | bytearray) or _is_boolean(value):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):  # RuntimeError: a tensor of several entries
+        return None
+
+
+def _is_boolean(value: Any) -> bool:
+    """Whether this is True or False, of Python, numpy or torch (told by the name of its type or dtype)."""
+    return isinstance(value, bool) or "bool" in type(value).__name__ or "bool" in str(getattr(value, "dtype", ""))

@@ -1,0 +1,74 @@
+"""A model with its tokenizer and its own defaults, ready to generate."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+
+from indexshare.adapt.quantized import packing
+from indexshare.checkpoint.load import load_model
+from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
+from indexshare.config.shipped import model_directory
+from indexshare.engine.params import SamplingParams
+from indexshare.model.glm import GlmMoeDsa
+from indexshare.text.tokenizer import Tokenizer
+
+PARAMETERS = {field.name for field in fields(SamplingParams)}
+
+
+def running_dtype(dtype: torch.dtype | str | None, device: torch.device | str) -> torch.dtype | str | None:
+    """The type to run in when none is asked for: float32 on a CPU, as stored (None) elsewhere.
+
+    In bfloat16 the last bits of a product depend on how many rows it has, and greedy text on them (`docs/LOG.md`).
+    """
+    return torch.float32 if dtype is None and torch.device(device).type == "cpu" else dtype
+
+
+def load_with_tokenizer(
+    model: str | Path | GlmMoeDsa,
+    tokenizer: Tokenizer | str | Path | None,
+    dtype: torch.dtype | str | None,
+    device: torch.device | str | None,
+    weights: str | None,
+) -> tuple[GlmMoeDsa, Tokenizer | None]:
+    """The model in evaluation mode and its tokenizer."""
+    if isinstance(model, str | Path):
+        directory = model_directory(model)
+        device = "cpu" if device is None else device
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {str(device)!r}, but this torch finds no CUDA device; use device='cpu'")
+        kind = running_dtype(dtype, device)
+        loaded = load_model(directory, dtype=kind, device=device, adapt=packing(weights))
+        if tokenizer is None and (directory / "tokenizer.json").is_file():
+            tokenizer = directory
+    elif not isinstance(model, torch.nn.Module):
+        raise ValueError(f"model is {model!r}; expected a shipped model's name, a directory, or a model")
+    else:
+        loaded = model
+        if dtype is not None or device is not None:
+            raise ValueError("dtype and device apply to a model that is loaded; convert this one with model.to(...)")
+        if weights is not None:
+            raise ValueError("weights applies to a model that is loaded; call quantize_weights on this one")
+    if isinstance(tokenizer, str | Path):
+        tokenizer = Tokenizer.load(tokenizer)
+    if tokenizer is not None and tokenizer.vocab_size > loaded.config.vocab_size:
+        raise ValueError(
+            f"the tokenizer has ids for {tokenizer.vocab_size} entries, more than the model's vocabulary of "
+            f"{loaded.config.vocab_size}; it belongs to another model"
+        )
+    return loaded.eval(), tokenizer
+
+
+def generation_defaults(model: GlmMoeDsa) -> GenerationDefaults:
+    """What the generation file that came with the model says; a warning names what is not implemented."""
+    found = GenerationDefaults.from_bytes(getattr(model, "companions", {}).get(GENERATION_FILE))
+    missing = [f"{name}={value}" for name, value in found.sampling().items() if name not in PARAMETERS]
+    ignored = [*found.not_implemented, *(text for text in missing if text != "repetition_penalty=1.0")]
+    if ignored:
+        warnings.warn(
+            f"the model's {GENERATION_FILE} asks for {', '.join(ignored)}; not implemented, ignored", stacklevel=3
+        )
+    return found

@@ -1,0 +1,100 @@
+"""What comes back from the engine: tokens, text, log-probabilities and what they cost. Plain Python, no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenLogprobs:
+    """Natural log-probabilities at one generated position, from the model's own distribution.
+
+    Taken before temperature and filters, so they do not depend on how the token was chosen.
+    `top` holds the most likely (id, log-probability) pairs, best first, lower id first among equals.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(kw_only=True)
+class RequestStats:
+    """What one request cost. Times are wall seconds and include the work done for others in the same batch.
+
+    Counts cover the positions that were computed, again after a preemption; the last generated token is never
+    computed. An index pass is one layer choosing the keys of one query; it is needed only where the context
+    is longer than the number of keys chosen.
+    """
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    queue_s: float = 0.0
+    """From arrival to the first step with this request."""
+    prefill_s: float = 0.0
+    """From there to the first generated token."""
+    decode_s: float = 0.0
+    """From the first generated token to the last."""
+    first_token_s: float = 0.0
+    """From arrival to the first generated token."""
+    index_passes_run: int = 0
+    """Index passes by Full layers."""
+    index_passes_saved: int = 0
+    """Passes that Shared layers did not run because they reused a selection."""
+    tokens_attended: int = 0
+    """Keys attended per layer, summed over the computed queries."""
+    tokens_available: int = 0
+    """Keys that full attention would have attended."""
+    preemptions: int = 0
+
+    @property
+    def share_attended(self) -> float:
+        """Attended keys as a share of the available ones, 1.0 where nothing was computed."""
+        return self.tokens_attended / self.tokens_available if self.tokens_available else 1.0
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens per second of prefill, 0 before the first token."""
+        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tokens_per_s(self) -> float:
+        """Generated tokens after the first per second, 0 when there are none."""
+        return (self.completion_tokens - 1) / self.decode_s if self.decode_s else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """All counts and rates as plain values for JSON."""
+        rates = ("share_attended", "prefill_tokens_per_s", "decode_tokens_per_s")
+        return asdict(self) | {name: getattr(self, name) for name in rates}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompletionOutput:
+    """One finished generation.
+
+    `text` ends before the stop string and holds no special tokens; it is empty without a tokenizer.
+    `token_ids` are all tokens generated, the end-of-text id or the tokens of the stop string included.
+    `finish_reason` is "stop" (end of text, stop id or stop string), "length" (`max_tokens` reached) or
+    "abort".
+    """
+
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: str
+    stats: RequestStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """One step of a stream: the text released by one token, and at the end the finished output.
+
+    `text` may be empty while characters or possible stop strings are incomplete. `token_id` is None only in
+    the last chunk of an aborted generation. `output` is None in all chunks but the last.
+    """
+
+    text: str
+    token_id: int | None
+    logprobs: TokenLogprobs | None = None
+    output: CompletionOutput | None = None

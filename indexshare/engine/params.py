@@ -1,0 +1,91 @@
+"""How tokens are chosen and when generation ends. Plain Python, no torch; what is wrong is refused at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from indexshare.config.arguments import as_integer, as_number
+
+SEED_BITS = 63
+
+
+_WHOLE_NUMBERS = (("max_tokens", 1, ""), ("top_k", 0, "; use 0 to keep all tokens"))
+_NUMBERS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    ("temperature", "a number, 0 or more", lambda x: x >= 0),
+    ("top_p", "a number above 0 and at most 1", lambda x: 0 < x <= 1),
+    ("min_p", "a number from 0 to 1", lambda x: 0 <= x <= 1),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How tokens are chosen and when generation ends.
+
+    Filters apply in the order temperature, top_k, top_p, min_p (see `engine.sampler`).
+
+    Args:
+        max_tokens: most tokens to generate, at least 1.
+        temperature: 0 takes the most likely token (the lowest id among equals); 1 is the model's own
+            distribution.
+        top_k: keep the k most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens until their probabilities sum to at least this, in (0, 1].
+        min_p: drop tokens less likely than this fraction of the most likely one, in [0, 1].
+        seed: makes the draws repeatable, whatever else runs in the batch; None draws a fresh one per request.
+        stop: strings that end the text; they are not part of it.
+        stop_token_ids: ids that end the text besides the model's own end-of-text ids.
+        ignore_eos: go on past the model's end-of-text ids.
+        logprobs: None for none; n for the log-probability of each chosen token and of the n most likely ones.
+
+    Raises:
+        ValueError: a value of the wrong type or out of range.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        set_field = partial(object.__setattr__, self)
+        for name, low, hint in _WHOLE_NUMBERS:
+            set_field(name, as_integer(name, getattr(self, name), low=low, hint=hint))
+        for name, expected, holds in _NUMBERS:
+            set_field(name, as_number(name, getattr(self, name), expected, holds))
+        if self.seed is not None:
+            set_field("seed", as_integer("seed", self.seed, low=0, high=2**SEED_BITS - 1))
+        if self.logprobs is not None:
+            hint = "; use None for no log-probabilities"
+            set_field("logprobs", as_integer("logprobs", self.logprobs, low=0, hint=hint))
+        if not isinstance(self.ignore_eos, bool):
+            raise ValueError(f"ignore_eos is {self.ignore_eos!r}; expected True or False")
+        set_field("stop", _stop_strings(self.stop))
+        ids = _as_tuple("stop_token_ids", self.stop_token_ids, "integers")
+        set_field("stop_token_ids", tuple(as_integer("an id in stop_token_ids", token, low=0) for token in ids))
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken without a draw."""
+        return self.temperature == 0 or self.top_k == 1
+
+
+def _stop_strings(value: Any) -> tuple[str, ...]:
+    stop = (value,) if isinstance(value, str) else _as_tuple("stop", value, "strings")
+    for text in stop:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f"stop contains {text!r}; expected non-empty strings")
+    return stop
+
+
+def _as_tuple(name: str, value: Any, of: str) -> tuple[Any, ...]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ValueError(f"{name} is {value!r}; expected a list of {of}")
+    return tuple(value)
