@@ -1,7 +1,13 @@
 """What every test gets: fixed seeds, two threads, and on request poisoned uninitialised memory."""
 
+import os
 import random
 from collections.abc import Iterator
+
+# Threads that wait for others go to sleep at once: tests run beside other programs, where a core that spins is one that
+# somebody else needs. Read when torch loads its OpenMP runtime.
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
 import pytest

@@ -24,7 +24,9 @@ from indexshare.cli.evaluate import evaluate
 from indexshare.cli.export import export
 from indexshare.cli.generate import generate
 from indexshare.cli.info import info
+from indexshare.cli.plan import plan
 from indexshare.cli.train import train
+from indexshare.cli.verify import verify
 from indexshare.config.environment import Environment, read_environment
 
 EXIT_USER_ERROR = 2
@@ -40,7 +42,7 @@ def build_app() -> App:
         help_epilogue="`indexshare VERB --help` explains a verb.",
         suppress_keyboard_interrupt=False,
     )
-    for verb in (complete, generate, info, train, curve, export, bench, doctor):
+    for verb in (complete, generate, info, plan, verify, train, curve, export, bench, doctor):
         app.command(verb)
     app.command(evaluate, name="eval")
     return app

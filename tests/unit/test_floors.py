@@ -19,6 +19,7 @@ FLOORS = {
     "__main__": 10,
     "cli": 9,
     "sharing": 8,
+    "verify": 8,
     "rl": 8,
     "measure": 8,
     "eval": 7,
@@ -137,6 +138,8 @@ def test_the_test_sees_every_kind_of_import(module: str, source: str, number: in
 
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)
 def test_transformers_is_never_imported(path: Path) -> None:
+    if path.parent == PACKAGE / "verify" / "workers":
+        pytest.skip("runs in a process of its own, to be compared with")
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names = imported(tree, module_name(path), path.name == "__init__.py")
     assert [line for line, name in names if name.split(".")[0] == "transformers"] == []

@@ -1,0 +1,35 @@
+"""This machine as the planner sees machines: its ceilings measured, its memory as it is."""
+
+from __future__ import annotations
+
+import torch
+
+from indexshare.measure.ceilings import ceiling_jobs, ceilings_of
+from indexshare.measure.timing import interleave
+from indexshare.ops.native import native
+from indexshare.planner.hardware import Machine
+from indexshare.planner.machine import cpu_name, total_memory_bytes, usable_cores
+
+_REPEATS = 3
+_NO_MEMORY = 4 << 30  # assumed where the system does not say
+
+
+def this_machine(threads: int | None = None) -> Machine:
+    """Measure the rate of products in float32 and bfloat16, and reading memory; a few seconds."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        rates, read = dict[str, float](), 0.0
+        for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
+            jobs = ceiling_jobs(dtype, size=1024)
+            found = ceilings_of(interleave(jobs, _REPEATS))
+            rates[name] = found.matrix.median / 1e12
+            read = max(read, found.read.median)
+    finally:
+        torch.set_num_threads(before)
+    memory = total_memory_bytes() or _NO_MEMORY
+    kernels = native().level or "torch"
+    return Machine(
+        name="here", label=f"this machine ({cpu_name()}, {usable_cores()} cores, {kernels})", kind="cpu",
+        memory_gib=memory / 2**30, bandwidth_gb_s=read / 1e9, tflops=rates, source="measured",
+    )  # fmt: skip

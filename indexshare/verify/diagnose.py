@@ -1,0 +1,220 @@
+"""Which convention explains another program's numbers: our own model is run with each, and the nearest one named.
+
+Three places are looked at in turn, so that two faults in different places do not hide each other: the first tokens,
+which all layers attend to in full and which only the trunk's conventions reach; the tokens beyond `index_topk`, which
+the selection reaches too; and the draft layer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from indexshare.verify.conventions import RIGHT, Conventions, Hypothesis, hypotheses_for
+from indexshare.verify.forward import PlainForward, Trace
+from indexshare.verify.observation import Observation, of_tokens
+
+# Root mean square differences of log-probabilities that rounding alone makes, by the other program's type; measured on
+# the shipped models (docs/LOG.md), with room.
+TOLERANCES = {"float64": 1e-4, "float32": 1e-5, "bfloat16": 0.1, "float16": 0.02, "q8_0": 0.1, "fp8": 0.3}
+_SHORT = 64  # tokens that decide about the trunk
+_EXPLAINED = 0.2  # of the difference may be left by a hypothesis that counts as an explanation
+_CLEARLY = 0.5  # a pair must leave less than this part of what the best single one leaves
+_FEW = 24  # single hypotheses whose pairs are tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One or more hypotheses together, and the difference that is left under them."""
+
+    names: tuple[str, ...]
+    difference: float
+
+
+@dataclass(kw_only=True)
+class Diagnosis:
+    """What was found.
+
+    Attributes:
+        program, precision, tolerance: of the observation.
+        tokens, index_topk: compared, and what a query selects.
+        difference: root mean square of the log-probabilities' differences, under the right conventions.
+        found: hypotheses that explain it; none where there is nothing to explain, or nothing explains it.
+        left: difference under them.
+        first_layer: the first layer whose states differ, where the program can be looked into.
+        attempts: what was tried, the best first.
+    """
+
+    program: str
+    precision: str
+    tolerance: float
+    tokens: int
+    index_topk: int
+    difference: float
+    found: list[Hypothesis] = field(default_factory=list)
+    left: float = 0.0
+    first_layer: int | None = None
+    attempts: list[Attempt] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        """`"same"`, `"explained"`, `"partly explained"` or `"unexplained"`."""
+        if self.difference <= self.tolerance:
+            return "same"
+        if not self.found:
+            return "unexplained"
+        return "explained" if self.left <= max(self.tolerance, _EXPLAINED * self.difference) else "partly explained"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "program": self.program,
+            "verdict": self.verdict,
+            "difference": self.difference,
+            "tolerance": self.tolerance,
+            "left": self.left,
+            "tokens": self.tokens,
+            "index_topk": self.index_topk,
+            "first_layer": self.first_layer,
+            "found": [{"name": h.name, "says": h.says} for h in self.found],
+            "attempts": [{"names": list(a.names), "difference": a.difference} for a in self.attempts],
+        }
+
+
+class Diagnostician:
+    """Tries hypotheses on one observation.
+
+    Args:
+        forward: the model, computed under any conventions.
+        observation: the other program's numbers; its text is longer than `index_topk` by 12 tokens or more.
+        tolerance: difference that counts as rounding; by default from the observation's precision.
+        progress: told after each pass (done, total so far known).
+
+    Raises:
+        ValueError: a text too short to show the selection, ids outside the vocabulary, or an unknown precision.
+    """
+
+    def __init__(
+        self,
+        forward: PlainForward,
+        observation: Observation,
+        *,
+        tolerance: float | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        config = forward.config
+        if observation.precision not in TOLERANCES and tolerance is None:
+            raise ValueError(f"precision is {observation.precision!r}; expected one of {', '.join(TOLERANCES)}")
+        if max(observation.token_ids) >= config.vocab_size:
+            raise ValueError(
+                f"token id {max(observation.token_ids)} is outside the vocabulary of {config.vocab_size}; the text was "
+                "made for another model"
+            )
+        if len(observation.token_ids) < config.index_topk + 12:
+            raise ValueError(
+                f"the text has {len(observation.token_ids)} tokens, index_topk is {config.index_topk}: with fewer than "
+                f"{config.index_topk + 12} nothing of the selection can be seen; give a longer text or a smaller --topk"
+            )
+        self._forward, self._observation, self._progress = forward, observation, progress
+        self._ids = torch.tensor(observation.token_ids)
+        self._short = min(config.index_topk, _SHORT, len(self._ids))
+        self._tolerance = TOLERANCES[observation.precision] if tolerance is None else tolerance
+        self._done = 0
+
+    def diagnose(self) -> Diagnosis:
+        """Compare, and explain what differs."""
+        observation, draft = self._observation, self._observation.draft_rows is not None
+        trace = self._run(RIGHT, len(self._ids), draft)
+        found = Diagnosis(
+            program=observation.program, precision=observation.precision, tolerance=self._tolerance,
+            tokens=len(self._ids), index_topk=self._forward.config.index_topk, difference=self._difference(trace),
+            first_layer=self._first_layer(trace),
+        )  # fmt: skip
+        found.left = found.difference
+        if found.difference <= self._tolerance:
+            return found
+        known = hypotheses_for(self._forward.config, draft=draft)
+        trunk = [h for h in known if h.place == "trunk"]
+        how = self._explain(found, RIGHT, trunk, self._short, drafting=False)
+        rest = [h for h in known if h.place == "selection"] + [h for h in trunk if h not in found.found]
+        how = self._explain(found, how, rest, len(self._ids), drafting=False)
+        if draft:
+            drafting = [h for h in known if h.place == "draft"]
+            how = self._explain(found, how, drafting, len(self._ids), drafting=True)
+        found.left = self._difference(self._run(how, len(self._ids), draft))
+        found.attempts.sort(key=lambda attempt: attempt.difference)
+        return found
+
+    def _explain(
+        self, found: Diagnosis, how: Conventions, candidates: Sequence[Hypothesis], length: int, *, drafting: bool
+    ) -> Conventions:
+        """Add to `found` the one or two candidates that explain what differs in the first `length` tokens."""
+        before = self._difference(self._run(how, length, drafting), drafting=drafting)
+        if before <= self._tolerance:
+            return how
+        singles = self._try(found, how, [(h,) for h in candidates], length, drafting)
+        best = singles[0]
+        if best[0] > max(self._tolerance, _EXPLAINED * before) or best[0] > 10 * self._tolerance:
+            some = [hypotheses[0] for _, hypotheses in singles[:_FEW]]
+            pairs = self._try(found, how, list(itertools.combinations(some, 2)), length, drafting)
+            if pairs and pairs[0][0] < _CLEARLY * best[0]:
+                best = pairs[0]
+        if best[0] > max(self._tolerance, _EXPLAINED * before):
+            return how
+        for hypothesis in best[1]:
+            found.found.append(hypothesis)
+            how = hypothesis.on(how)
+        return how
+
+    def _try(
+        self, found: Diagnosis, how: Conventions, sets: Sequence[tuple[Hypothesis, ...]], length: int, drafting: bool
+    ) -> list[tuple[float, tuple[Hypothesis, ...]]]:
+        """Each set of hypotheses with the difference it leaves, the smallest first."""
+        results = []
+        for hypotheses in sets:
+            changed = how
+            for hypothesis in hypotheses:
+                changed = hypothesis.on(changed)
+            left = self._difference(self._run(changed, length, drafting), drafting=drafting)
+            results.append((left, hypotheses))
+            if length == len(self._ids):
+                found.attempts.append(Attempt(names=tuple(h.name for h in hypotheses), difference=left))
+        return sorted(results, key=lambda result: result[0])
+
+    def _run(self, how: Conventions, length: int, draft: bool) -> Trace:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, 0)
+        return self._forward(self._ids[:length], how, draft=draft)
+
+    def _difference(self, trace: Trace, *, drafting: bool = False) -> float:
+        """Root mean square over what both sides show, of as many tokens as the trace has."""
+        observation, rows = self._observation, trace.logits.log_softmax(-1)
+        length = len(rows)
+        parts = []
+        if observation.rows is not None:
+            parts.append(_rms(observation.rows[:length] - rows))
+        else:
+            parts.append(_rms(observation.logprobs[: length - 1] - of_tokens(rows, observation.token_ids[:length])))
+        if observation.draft_rows is not None and trace.draft_logits is not None:
+            drafts = _rms(observation.draft_rows[: length - 1] - trace.draft_logits.log_softmax(-1))
+            parts = [drafts] if drafting else [max(parts[0], drafts)]
+        return parts[0]
+
+    def _first_layer(self, trace: Trace) -> int | None:
+        """The first layer whose states differ by more than rounding, relative to their size."""
+        if self._observation.hidden is None:
+            return None
+        for layer, (ours, theirs) in enumerate(zip(trace.hidden, self._observation.hidden, strict=False)):
+            if _rms(ours - theirs.float()) > max(self._tolerance, 1e-4) * _rms(ours):
+                return layer
+        return None
+
+
+def _rms(difference: Tensor) -> float:
+    return float(difference.double().square().mean().sqrt())

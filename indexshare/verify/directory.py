@@ -1,0 +1,216 @@
+"""A model directory looked at by itself: its tensors and their values, experts and indexers, tokenizer and template.
+
+Tensors are read one after the other and forgotten, so any size of checkpoint can be looked at.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from indexshare.checkpoint.matching import Match, Matching, match_tensors
+from indexshare.checkpoint.tensor_files import TensorReader, read_directory
+from indexshare.config.model import ModelConfig
+from indexshare.ops.quant import dequantize_block_fp8
+
+Level = Literal["error", "warning"]
+_EXPERT = re.compile(r"layers\.(\d+)\.mlp\.experts\.(?:(\d+)\.)?(\w+)")
+_BIAS = re.compile(r"layers\.(\d+)\.mlp\.gate\.e_score_correction_bias$")
+_INDEXER = re.compile(r"layers\.(\d+)\.self_attn\.indexer\.(wq_b|wk|weights_proj)\.weight$")
+_HUGE = 1e4  # weights beyond it are damage, or a scale that was not applied
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something that is wrong (`error`) or that deserves a look (`warning`), in one sentence."""
+
+    level: Level
+    place: str
+    says: str
+
+
+def check_directory(directory: Path, progress: Callable[[int, int], None] | None = None) -> list[Finding]:
+    """Everything found in a model directory; an empty list is a clean bill.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no configuration to go by, or it cannot be used.
+    """
+    config = ModelConfig.load(directory)
+    findings: list[Finding] = []
+    try:
+        matching = match_tensors(config, config, read_directory(directory))
+    except ValueError as error:
+        findings.append(Finding(level="error", place="tensors", says=" ".join(str(error).split())))
+    else:
+        findings += _dropped(matching)
+        findings += _values(config, matching, progress)
+    return findings + list(_tokenizer(directory, config)) + list(_template(directory)) + list(_stops(directory, config))
+
+
+def _dropped(matching: Matching) -> Iterator[Finding]:
+    """Tensors that loading leaves out, by reason."""
+    by_reason: dict[str, list[str]] = defaultdict(list)
+    for name, reason in matching.dropped.items():
+        by_reason[reason].append(name)
+    for reason, names in by_reason.items():
+        says = f"{len(names)} tensors are not used ({reason}), {names[0]} for one"
+        yield Finding(level="warning", place="tensors", says=says)
+
+
+def _values(config: ModelConfig, matching: Matching, progress: Callable[[int, int], None] | None) -> list[Finding]:
+    """Read every tensor once."""
+    findings: list[Finding] = []
+    silent = defaultdict[int, set[int]](set)  # layer -> experts that add nothing
+    with TensorReader() as reader:
+        for number, match in enumerate(sorted(matching.matches, key=lambda m: (m.stored.file, m.stored.begin))):
+            name = match.stored.name
+            values, scale = _read(reader, match, matching.block)
+            findings += _numbers(name, values, scale)
+            for layer, expert in _silent_experts(name, values):
+                silent[layer].add(expert)
+            if (bias := _BIAS.search(name)) and int(bias[1]) < config.num_layers_with_draft:
+                findings += _never_chosen(config, name, values)
+            if (part := _INDEXER.search(name)) and not values.any():
+                says = f"{part[2]} is zero: all scores tie, and the indexer chooses the first tokens of every text"
+                findings.append(Finding(level="error", place=name, says=says))
+            if progress is not None:
+                progress(number + 1, len(matching.matches))
+    for layer, experts in sorted(silent.items()):
+        says = f"{len(experts)} experts add nothing, their weights are zero: {_some(sorted(experts))}"
+        findings.append(Finding(level="warning", place=f"layer {layer}", says=says))
+    return findings
+
+
+def _read(reader: TensorReader, match: Match, block: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
+    values = reader.read(match.stored)
+    if match.scale is None:
+        return values.float(), None
+    scale = reader.read(match.scale).float()
+    return dequantize_block_fp8(values, scale, block=block), scale
+
+
+def _numbers(name: str, values: Tensor, scale: Tensor | None) -> Iterator[Finding]:
+    if scale is not None and not bool((scale > 0).all() and scale.isfinite().all()):
+        yield Finding(level="error", place=name, says="a block scale is not a positive number")
+    bad = int((~values.isfinite()).sum())
+    if bad:
+        yield Finding(level="error", place=name, says=f"{bad} of {values.numel()} values are NaN or infinite")
+    elif values.numel() and float(values.abs().max()) > _HUGE:
+        says = f"the largest value is {float(values.abs().max()):.3g}: damaged, or its scale was not applied"
+        yield Finding(level="warning", place=name, says=says)
+    if name.endswith("norm.weight") and not values.any():
+        yield Finding(level="error", place=name, says="a norm's weight is zero: nothing passes it")
+
+
+def _silent_experts(name: str, values: Tensor) -> Iterator[tuple[int, int]]:
+    """Layer and number of experts with a projection of zeros."""
+    match = _EXPERT.search(name)
+    if match is None:
+        return
+    layer = int(match[1])
+    if match[2] is not None:
+        if not values.any():
+            yield layer, int(match[2])
+    elif values.ndim == 3:
+        for expert in (~values.flatten(1).any(1)).nonzero()[:, 0].tolist():
+            yield layer, expert
+
+
+def _never_chosen(config: ModelConfig, name: str, bias: Tensor) -> Iterator[Finding]:
+    """Experts that no score can bring in: scores lie between 0 and 1, so a bias 1 below the k-th best is too low."""
+    if config.n_group > 1:
+        return  # what wins a group depends on the others in it
+    worst_winner = bias.sort(descending=True).values[config.num_experts_per_tok - 1]
+    dead = (bias + 1.0 <= worst_winner).nonzero()[:, 0].tolist()
+    if dead:
+        says = f"{len(dead)} experts can never be chosen, their correction bias is too low: {_some(dead)}"
+        yield Finding(level="warning", place=name, says=says)
+
+
+def _tokenizer(directory: Path, config: ModelConfig) -> Iterator[Finding]:
+    """The tokenizer's ids against the vocabulary."""
+    from indexshare.text.tokenizer import Tokenizer
+
+    if not (directory / "tokenizer.json").is_file():
+        yield Finding(level="warning", place="tokenizer.json", says="absent: texts cannot be given, only token ids")
+        return
+    try:
+        tokenizer = Tokenizer.load(directory)
+    except ValueError as error:
+        yield Finding(level="error", place="tokenizer.json", says=str(error))
+        return
+    if tokenizer.vocab_size > config.vocab_size:
+        says = f"it makes ids up to {tokenizer.vocab_size - 1}, the model has {config.vocab_size} embeddings"
+        yield Finding(level="error", place="tokenizer.json", says=says)
+    sample = "def f(x):\n    return x + 1  # ümläut 漢字\n"
+    if tokenizer.decode(tokenizer.encode(sample)) != sample:
+        yield Finding(level="warning", place="tokenizer.json", says="a text does not come back as it was")
+
+
+def _template(directory: Path) -> Iterator[Finding]:
+    """Whether the chat template is valid, and its special tokens are in the tokenizer."""
+    import jinja2.sandbox
+
+    text = _template_text(directory)
+    if text is None:
+        return
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    try:
+        environment.parse(text)
+    except jinja2.TemplateError as error:
+        yield Finding(level="error", place="chat template", says=f"not valid: {error}")
+        return
+    vocabulary = (directory / "tokenizer.json").read_text(encoding="utf-8", errors="replace")
+    missing = [t for t in sorted(set(re.findall(r"<\|[\w-]+\|>", text))) if json.dumps(t) not in vocabulary]
+    if missing:
+        says = f"it writes {_some(missing)}, which the tokenizer does not have as one token"
+        yield Finding(level="warning", place="chat template", says=says)
+
+
+def _template_text(directory: Path) -> str | None:
+    file, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
+    if not (directory / "tokenizer.json").is_file():
+        return None
+    if file.is_file():
+        return file.read_text(encoding="utf-8", errors="replace")
+    try:
+        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
+    except (ValueError, AttributeError):
+        return None
+    return template if isinstance(template, str) else None
+
+
+def _stops(directory: Path, config: ModelConfig) -> Iterator[Finding]:
+    """Ids that end a text, in both files that name them."""
+    outside = [i for i in config.eos_token_ids if i >= config.vocab_size]
+    if outside:
+        yield Finding(level="error", place="config.json", says=f"eos_token_id {outside[0]} is outside the vocabulary")
+    if not config.eos_token_ids:
+        yield Finding(level="warning", place="config.json", says="no eos_token_id: texts end at the token limit only")
+    file = directory / "generation_config.json"
+    if not file.is_file():
+        return
+    try:
+        facts: Any = json.loads(file.read_text(encoding="utf-8"))
+        said = facts.get("eos_token_id")
+    except (ValueError, AttributeError):
+        yield Finding(level="error", place=file.name, says="not a JSON object")
+        return
+    ids = said if isinstance(said, list) else [] if said is None else [said]
+    if ids and set(ids) != set(config.eos_token_ids):
+        says = f"eos_token_id {ids} differs from config.json's {list(config.eos_token_ids)}; both are heeded"
+        yield Finding(level="warning", place=file.name, says=says)
+
+
+def _some(items: list[Any], most: int = 6) -> str:
+    shown = ", ".join(map(str, items[:most]))
+    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"

@@ -1,0 +1,89 @@
+"""What another program says of a text, in the form in which it is compared: log-probabilities, and more if shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One text under another program.
+
+    Attributes:
+        program: its name, for messages.
+        token_ids: the text, S tokens.
+        logprobs: float32 `[S - 1]`, log-probability of each token after the first given those before it.
+        rows: float32 `[S, V]`, log-probabilities of every token at every position, where the program shows them.
+        hidden: states `[S, H]` after each layer, where it can be looked into.
+        draft_rows: float32 `[S - 1, V]`, the draft layer's first step; row i predicts token i + 2.
+        precision: type the program computes in; decides which differences are rounding.
+    """
+
+    program: str
+    token_ids: tuple[int, ...]
+    logprobs: Tensor
+    rows: Tensor | None = None
+    hidden: tuple[Tensor, ...] | None = None
+    draft_rows: Tensor | None = None
+    precision: str = "float32"
+
+    @classmethod
+    def of_logits(cls, program: str, token_ids: Sequence[int], logits: Tensor, **more: Any) -> Observation:
+        """From logits `[S, V]`."""
+        rows = logits.float().log_softmax(-1)
+        return cls(
+            program=program, token_ids=tuple(token_ids), logprobs=of_tokens(rows, token_ids), rows=rows, **more
+        )  # fmt: skip
+
+
+def of_tokens(rows: Tensor, token_ids: Sequence[int]) -> Tensor:
+    """Log-probability of each token after the first, `[S - 1]`, from rows `[S, V]`."""
+    following = torch.tensor(token_ids[1:])
+    return rows[:-1].gather(1, following[:, None])[:, 0]
+
+
+def read_logprobs(path: Path) -> Observation:
+    """An observation from a JSON file: `{"token_ids": [...], "logprobs": [...], "precision": "bfloat16"}`.
+
+    `logprobs` has one number for each token; the first, which nothing precedes, may be null or left out.
+
+    Raises:
+        ValueError: the file does not hold that; the text says what is wrong.
+        OSError: it cannot be read.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(data, dict) or not {"token_ids", "logprobs"} <= set(data):
+        raise ValueError(f'{path}: expected an object with "token_ids" and "logprobs"')
+    ids, logprobs = data["token_ids"], data["logprobs"]
+    if not isinstance(ids, list) or not all(type(i) is int and i >= 0 for i in ids) or len(ids) < 2:
+        raise ValueError(f"{path}: token_ids must be a list of at least two ids")
+    return Observation(
+        program=str(path), token_ids=tuple(ids), logprobs=check_logprobs(logprobs, len(ids), str(path)),
+        precision=str(data.get("precision", "float32")),
+    )  # fmt: skip
+
+
+def check_logprobs(values: Any, count: int, where: str) -> Tensor:
+    """Log-probabilities `[count - 1]` from a list with or without an entry for the first token.
+
+    Raises:
+        ValueError: not numbers of zero or less, or another number of them.
+    """
+    if isinstance(values, list) and len(values) == count:
+        values = values[1:]
+    numbers = isinstance(values, list) and all(
+        isinstance(v, int | float) and not isinstance(v, bool) and v <= 1e-4 for v in values
+    )
+    if not numbers or len(values) != count - 1:
+        raise ValueError(f"{where}: expected {count - 1} log-probabilities, one for each token but the first")
+    return torch.tensor(values, dtype=torch.float32)

@@ -1,0 +1,109 @@
+"""`indexshare verify` on a directory, against this package's own engine, a file and a server."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from indexshare.checkpoint.load import load_model
+from indexshare.verify.conventions import HYPOTHESES, RIGHT
+from indexshare.verify.forward import PlainForward
+from indexshare.verify.observation import of_tokens
+
+
+class Faulty(BaseHTTPRequestHandler):
+    """A server whose model rotates the indexer's other pairs."""
+
+    forward: PlainForward
+    echo = True
+
+    def log_message(self, *arguments: object) -> None:
+        """Silence."""
+
+    def _send(self, body: dict[str, Any], code: int = 200) -> None:
+        data = json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_GET(self) -> None:
+        self._send({"data": [{"id": "faulty"}]})
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if body["model"] != "faulty":
+            self._send({"error": "no such model"}, 404)
+            return
+        ids = body["prompt"]
+        fault = next(h for h in HYPOTHESES if h.name == "indexer-rope-layout")
+        rows = self.forward(torch.tensor(ids), fault.on(RIGHT)).logits.log_softmax(-1)
+        logprobs = [None, *of_tokens(rows, ids).tolist(), -1.0]
+        self._send({"choices": [{"logprobs": {"token_logprobs": logprobs} if self.echo else None}]})
+
+
+@pytest.fixture
+def server(model_dir: Path) -> Iterator[str]:
+    model = load_model(model_dir, dtype="float32")
+    Faulty.forward, Faulty.echo = PlainForward(model.config, model.state_dict()), True
+    httpd = HTTPServer(("127.0.0.1", 0), Faulty)
+    thread = threading.Thread(target=httpd.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{httpd.server_port}"
+    httpd.shutdown()
+    httpd.server_close()
+    thread.join()
+
+
+def test_a_directory_by_itself(run: Callable[..., Any], model_dir: Path) -> None:
+    result = run("verify", model_dir)
+    assert result.code == 0
+    facts = json.loads(run("verify", model_dir, "--json").out)
+    assert facts["ok"] is True
+
+
+def test_the_engine_on_this_machine(run: Callable[..., Any], model_dir: Path) -> None:
+    result = run("verify", model_dir, "--engine")
+    assert result.code == 0
+    assert "computes the same" in result.out
+    facts = json.loads(run("verify", model_dir, "--engine", "--topk", 4, "--json").out)
+    assert (facts["verdict"], facts["index_topk"], facts["tokens"]) == ("same", 4, 28)
+
+
+def test_a_server_with_a_fault(run: Callable[..., Any], model_dir: Path, server: str) -> None:
+    result = run("verify", model_dir, "--url", server, "--precision", "float32", "--tokens", 40)
+    assert result.code == 1
+    assert "indexer-rope-layout" in result.out
+    assert "differs, and this explains it" in result.out
+
+
+def test_a_server_that_shows_too_little(run: Callable[..., Any], model_dir: Path, server: str) -> None:
+    Faulty.echo = False
+    result = run("verify", model_dir, "--url", server)
+    assert (result.code, result.out) == (2, "")
+    assert "returned no log-probabilities of the prompt" in result.err
+    assert "answered 404" in run("verify", model_dir, "--url", server, "--served-model", "other").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--engine", "--transformers"), "each name a program to compare with"),
+        (("--topk", "4", "--logprobs", "x.json"), "other programs have the configuration they were started with"),
+        (("--engine", "--topk", "0"), "expected at least 1"),
+        (("--engine", "--tokens", "9"), "give a longer text or a smaller --topk"),
+        (("--engine", "--tokens", "99999"), "the model's context is 4096"),
+        (("--url", "localhost:8000"), "expected an address such as http://localhost:8000"),
+        (("--url", "http://127.0.0.1:9"), "gave no usable answer"),
+        (("--logprobs", "absent.json"), "No such file"),
+    ],
+)
+def test_refusals(run: Callable[..., Any], model_dir: Path, arguments: tuple[str, ...], message: str) -> None:
+    result = run("verify", model_dir, *arguments)
+    assert (result.code, result.out) == (2, "")
+    assert message in result.err
