@@ -79,6 +79,7 @@ void Step<T>::prepare_feed_forward() {
     pairs.resize(n * k);
     pair_rows.resize(n * k);
     used.reserve(m.experts);
+    experts_in_use.resize(m.num_layers);
     starts.reserve(m.experts + 1);
     routing_scratch.prepare({m.experts, m.experts_per_token, m.groups, m.chosen_groups, m.normalise, 1.0f});
 }

@@ -15,11 +15,11 @@ void Step<T>::feed_forward(int64_t layer, Scratch<T>& s) {
         for (int64_t i = 0; i < n; ++i) std::copy_n(s.out + i * STRETCH, count, &router_logits[i * m.experts + first]);
     }, [&] {
         for (int64_t i = 0; w.dense.gate.rows && i < n; ++i) inner.finish(i);
-        if (w.sparse) route(w);
+        if (w.sparse) route(layer);
     });
     if (w.sparse) {
         const int64_t parts = tasks(w.experts.gate.rows), step = stretch(w.experts.gate.rows);
-        divide(s, (int64_t)used.size() * parts, [&](int64_t task) {
+        divide(s, experts_in_use[layer] * parts, [&](int64_t task) {
             const int64_t group = task / parts, first = task % parts * step;
             const int32_t *begin = &pair_rows[starts[group]], *places = &pairs[starts[group]];
             gated(w.experts, used[group], first, std::min(step, w.experts.gate.rows - first), normed, begin,
@@ -50,7 +50,8 @@ void Step<T>::gated(const FeedForward& f, int64_t member, int64_t first, int64_t
 }
 
 template <class T>
-void Step<T>::route(const LayerWeights& w) {
+void Step<T>::route(int64_t layer) {
+    const LayerWeights& w = m.layers[layer];
     const Routing routing{m.experts, m.experts_per_token, m.groups, m.chosen_groups, m.normalise, (float)m.routed_scale};
     for (int64_t i = 0; i < n; ++i) {
         float* scores = &router_logits[i * m.experts];
@@ -62,6 +63,7 @@ void Step<T>::route(const LayerWeights& w) {
         for (int64_t place = 0; place < m.experts_per_token; ++place) weights[place] = to_float(narrow<T>(weights[place]));
     }
     group_by_expert();
+    experts_in_use[layer] = (int64_t)used.size();
 }
 
 // Rows of one expert side by side, so that its weights are read once.

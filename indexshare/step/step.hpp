@@ -106,6 +106,7 @@ class Step {
     std::vector<float> expert_weights;
     std::vector<int32_t> used, starts;              // experts that have rows, and where their pairs start
     std::vector<int32_t> pairs, pair_rows;          // row * k + place, and the row, by expert
+    std::vector<int64_t> experts_in_use;            // of each layer, see `divide`; `used` is the latest layer's
     RoutingScratch routing_scratch;
 
     std::unique_ptr<Phase[]> phases;
@@ -137,7 +138,7 @@ class Step {
     void feed_forward(int64_t layer, Scratch<T>& s);
     void gated(const FeedForward& f, int64_t member, int64_t first, int64_t count, const Rows<T>& from,
                const int32_t* which, int64_t rows, Rows<T>& to, const int32_t* places, Scratch<T>& s);
-    void route(const LayerWeights& w);
+    void route(int64_t layer);
     void group_by_expert();
     void down(const LayerWeights& w, int64_t first, int64_t count, Scratch<T>& s);
     void norm_for(int64_t layer);
@@ -150,7 +151,8 @@ class Step {
 
     // Calls `work` for tasks 0 .. count-1, shared with the other threads, and `after` once when all are done; returns
     // when that is done too. It waits for tasks and not, as a barrier does, for threads: one that the system has put
-    // aside between two tasks holds up nobody.
+    // aside between two tasks holds up nobody. That thread comes late, perhaps layers behind: `count`, which it reads
+    // then, must not change until the step ends. `work` and `after` may use anything, for a phase waits for its tasks.
     template <class Work, class After>
     void divide(Scratch<T>& s, int64_t count, Work work, After after) {
         Phase& phase = phases[s.phase++];

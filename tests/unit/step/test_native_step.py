@@ -1,5 +1,6 @@
 """The native decode step against the model's own forward pass: any configuration, any batch, the same bits twice."""
 
+import os
 import random
 import subprocess
 import sys
@@ -221,6 +222,23 @@ def test_threads_and_company_do_not_change_a_bit(dtype: torch.dtype, weights: st
             assert torch.equal(actual, wanted[rows]), (rows, count)
 
 
+@pytest.mark.usefixtures("threads")
+def test_a_thread_that_comes_late_changes_nothing() -> None:
+    """More threads than cores: some are layers behind, where another number of experts was in use."""
+    kinds: dict[str, object] = {"indexer_types": ("full",) * 12, "mlp_layer_types": ("sparse",) * 12}
+    model = random_model(preset("tiny").replace(num_hidden_layers=12, moe_intermediate_size=256, **kinds), 3)
+    cache, native_step = PagedCache(model.config, 5, 64), NativeStep(model)
+    for pool in stored_rows(cache):
+        pool.normal_()
+    view, ids = cache.view([[i] for i in range(5)], [(n, 1) for n in (30, 7, 12, 15, 40)]), [8, 2, 77, 31, 200]
+    with torch.inference_mode():
+        torch.set_num_threads(1)
+        expected = native_step(ids, view)
+        torch.set_num_threads(min(64, max(16, 2 * (os.cpu_count() or 1))))
+        for _ in range(150):
+            assert all(map(torch.equal, native_step(ids, view), expected))
+
+
 def test_only_wanted_logits_are_made() -> None:
     model = random_model(preset("tiny"), 4)
     cache, step = PagedCache(model.config, 4, 8), NativeStep(model)
@@ -340,11 +358,11 @@ def test_bad_input_is_refused_and_writes_nothing() -> None:
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_what_is_not_finite_stays_in_its_row(bad: float, weights: str | None) -> None:
     model = random_model(preset("tiny"), 8)
-    with torch.no_grad():
-        model.embed_tokens.weight[9, 3] = bad
     if weights:
         quantize_weights(model, weights)
     twins = Twins(model, [12, 30])
+    with torch.no_grad():  # only now: the drawn prompts may hold token 9
+        model.embed_tokens.weight[9, 3] = bad
     with torch.inference_mode():
         views = [twins.caches[0].view(twins.tables, [(12, 1), (30, 1)]) for _ in range(2)]
         clean = twins.native([4, 5], views[0])[1]
@@ -373,6 +391,7 @@ def test_generation_takes_the_native_step_and_says_the_same(monkeypatch: pytest.
 
 def check_everything() -> None:
     """The step with every kind of weights, for other builds of the kernels."""
+    torch.manual_seed(0)
     for seed in range(3):
         test_random_models_in_float32(seed)
         test_random_models_in_bfloat16(16 + seed)
@@ -422,6 +441,6 @@ def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(SANITIZED), str(library)],
         env=environment | {"PYTHONPATH": ".", "HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=1800, check=False,
     )  # fmt: skip
     assert run.returncode == 0 and "clean" in run.stdout, run.stderr[-3000:]
