@@ -119,8 +119,7 @@ class SamplingOptions:
         """The engine's form of these options over what the model's file says; ValueError when one is out of range."""
         from indexshare.engine.params import SamplingParams
 
-        known = {field.name for field in fields(SamplingParams)}
-        said = {name: value for name, value in defaults.sampling().items() if name in known}
+        said = defaults.sampling()
         own = {field.name: getattr(self, field.name) for field in fields(self)}
         given = {name: value for name, value in own.items() if value not in (None, ())}
         plain = {"temperature": 1.0 if defaults.samples else 0.0}

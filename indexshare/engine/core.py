@@ -14,6 +14,7 @@ from indexshare.cache.paged import PagedCache
 from indexshare.engine.admission import check_capacity
 from indexshare.engine.outputs import Chunk, CompletionOutput, TokenLogprobs
 from indexshare.engine.params import SamplingParams
+from indexshare.engine.penalties import SeenTokens
 from indexshare.engine.request import Request
 from indexshare.engine.runner import Model, Runner
 from indexshare.engine.sampler import Draw, non_finite_rows, sample, token_logprobs
@@ -32,6 +33,8 @@ class Generation:
         self.output: CompletionOutput | None = None
         self.error: Exception | None = None
         self._text = text
+        params = request.params
+        self._seen = SeenTokens(params, request.prompt_len) if params.penalised else None
 
     @property
     def finished(self) -> bool:
@@ -43,6 +46,13 @@ class Generation:
         """Prompt tokens computed so far; all of them once a token was generated, even if preempted since."""
         request = self.request
         return request.prompt_len if request.num_outputs else min(request.computed, request.prompt_len)
+
+    def draw(self) -> Draw:
+        """How the next token is to be chosen."""
+        request = self.request
+        if self._seen is not None:
+            self._seen.update(request.tokens)
+        return Draw(request.params, request.seed, len(request.tokens), self._seen)
 
     def take(self, token: int, logprobs: TokenLogprobs | None, now: float) -> str | None:
         """Add a drawn token and queue its chunk; returns the reason to finish, or None."""
@@ -201,7 +211,7 @@ class Engine:
             drawn.update((requests[row], None) for row in bad)
             good = [row for row in range(len(requests)) if row not in set(bad)]
             requests, logits = [requests[row] for row in good], logits[good]
-        tokens = sample(logits, [Draw(r.params, r.seed, len(r.tokens)) for r in requests])
+        tokens = sample(logits, [self._generations[request].draw() for request in requests])
         logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
         if any(r.params.logprobs is not None for r in requests):
             logprobs = token_logprobs(logits, tokens, [r.params.logprobs for r in requests])

@@ -14,7 +14,7 @@ from indexshare.config.arguments import as_integer
 from indexshare.engine.admission import check_prompt
 from indexshare.engine.capacity import default_cache_tokens
 from indexshare.engine.core import Engine, Generation
-from indexshare.engine.loading import PARAMETERS, generation_defaults, load_with_tokenizer
+from indexshare.engine.loading import generation_defaults, load_with_tokenizer
 from indexshare.engine.outputs import Chunk, CompletionOutput
 from indexshare.engine.params import SamplingParams
 from indexshare.engine.progress import GenerationProgress
@@ -104,7 +104,7 @@ class LLM:
     @property
     def default_params(self) -> SamplingParams:
         """How tokens are chosen where nothing is asked: as the model's `generation_config.json` says, else sampled."""
-        said = {name: value for name, value in self.generation.sampling().items() if name in PARAMETERS}
+        said = self.generation.sampling()
         if self.tokenizer is None:
             said.pop("stop", None)
         return SamplingParams(**said)

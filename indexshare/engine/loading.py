@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -12,11 +11,8 @@ from indexshare.adapt.quantized import packing
 from indexshare.checkpoint.load import load_model
 from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
 from indexshare.config.shipped import model_directory
-from indexshare.engine.params import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
-
-PARAMETERS = {field.name for field in fields(SamplingParams)}
 
 
 def running_dtype(dtype: torch.dtype | str | None, device: torch.device | str) -> torch.dtype | str | None:
@@ -65,10 +61,9 @@ def load_with_tokenizer(
 def generation_defaults(model: GlmMoeDsa) -> GenerationDefaults:
     """What the generation file that came with the model says; a warning names what is not implemented."""
     found = GenerationDefaults.from_bytes(getattr(model, "companions", {}).get(GENERATION_FILE))
-    missing = [f"{name}={value}" for name, value in found.sampling().items() if name not in PARAMETERS]
-    ignored = [*found.not_implemented, *(text for text in missing if text != "repetition_penalty=1.0")]
-    if ignored:
+    if found.not_implemented:
         warnings.warn(
-            f"the model's {GENERATION_FILE} asks for {', '.join(ignored)}; not implemented, ignored", stacklevel=3
+            f"the model's {GENERATION_FILE} asks for {', '.join(found.not_implemented)}; not implemented, ignored",
+            stacklevel=3,
         )
     return found

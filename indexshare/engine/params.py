@@ -17,6 +17,9 @@ _NUMBERS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("temperature", "a number, 0 or more", lambda x: x >= 0),
     ("top_p", "a number above 0 and at most 1", lambda x: 0 < x <= 1),
     ("min_p", "a number from 0 to 1", lambda x: 0 <= x <= 1),
+    ("repetition_penalty", "a number above 0", lambda x: x > 0),
+    ("presence_penalty", "a number from -2 to 2", lambda x: -2 <= x <= 2),
+    ("frequency_penalty", "a number from -2 to 2", lambda x: -2 <= x <= 2),
 )
 
 
@@ -24,7 +27,8 @@ _NUMBERS: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
 class SamplingParams:
     """How tokens are chosen and when generation ends.
 
-    Filters apply in the order temperature, top_k, top_p, min_p (see `engine.sampler`).
+    Penalties change the logits first; filters apply to the result in the order temperature, top_k, top_p, min_p
+    (see `engine.sampler`).
 
     Args:
         max_tokens: most tokens to generate, at least 1.
@@ -33,6 +37,12 @@ class SamplingParams:
         top_k: keep the k most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens until their probabilities sum to at least this, in (0, 1].
         min_p: drop tokens less likely than this fraction of the most likely one, in [0, 1].
+        repetition_penalty: logits of tokens that occur in the prompt or in what was generated are divided by this
+            where they are positive and multiplied by it where they are negative (transformers' definition): above 1
+            discourages repetition, 1 leaves everything as it is.
+        presence_penalty: subtracted from the logits of tokens that were generated, in [-2, 2] (OpenAI's definition; the
+            prompt does not count).
+        frequency_penalty: subtracted once for each time that the token was generated, in [-2, 2].
         seed: makes the draws repeatable, whatever else runs in the batch; None draws a fresh one per request.
         stop: strings that end the text; they are not part of it.
         stop_token_ids: ids that end the text besides the model's own end-of-text ids.
@@ -48,6 +58,9 @@ class SamplingParams:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
@@ -70,6 +83,11 @@ class SamplingParams:
         set_field("stop", _stop_strings(self.stop))
         ids = _as_tuple("stop_token_ids", self.stop_token_ids, "integers")
         set_field("stop_token_ids", tuple(as_integer("an id in stop_token_ids", token, low=0) for token in ids))
+
+    @property
+    def penalised(self) -> bool:
+        """Whether tokens that occurred before are treated otherwise than the rest."""
+        return self.repetition_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     @property
     def greedy(self) -> bool:

@@ -1,9 +1,10 @@
 """Logits to tokens, with draws that depend on nothing but the request's seed and the position.
 
-The filters apply in the order temperature, top-k, top-p, min-p: the order of transformers' generation and so
-the one most published settings were tuned with. Temperature comes first, so top-p and min-p see the flattened
-or sharpened distribution; top-p counts probabilities of what top-k left, renormalised; min-p compares with
-the most likely token. Equal logits are ordered by token id. Arithmetic after the logits is float64.
+Penalties for tokens that occurred change the logits first (`engine.penalties`). The filters then apply in the order
+temperature, top-k, top-p, min-p: the order of transformers' generation and so the one most published settings were
+tuned with. Temperature comes first, so top-p and min-p see the flattened or sharpened distribution; top-p counts
+probabilities of what top-k left, renormalised; min-p compares with the most likely token. Equal logits are ordered by
+token id. Arithmetic after the logits is float64.
 
 A draw inverts the cumulative distribution in the order of token ids with one uniform number per (seed,
 position), so the same request gets the same tokens alone, in any batch, and after a preemption.
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from indexshare.engine.outputs import TokenLogprobs
 from indexshare.engine.params import SamplingParams
+from indexshare.engine.penalties import SeenTokens
 
 _MASK = (1 << 64) - 1
 _HEAD = 256  # candidates tried first for top-p
@@ -28,11 +30,15 @@ _HEAD = 256  # candidates tried first for top-p
 
 @dataclass(frozen=True)
 class Draw:
-    """One row's instructions: how to choose, and the (seed, position) that fixes the random number."""
+    """One row's instructions: how to choose, and the (seed, position) that fixes the random number.
+
+    `seen` are the tokens to penalise, None without penalties.
+    """
 
     params: SamplingParams
     seed: int
     position: int
+    seen: SeenTokens | None = None
 
 
 def uniform(seed: int, position: int, stream: int = 0) -> float:
@@ -75,6 +81,9 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
         B token ids. Each depends on its own row and draw only.
     """
     assert logits.ndim == 2 and logits.shape[0] == len(draws), f"{tuple(logits.shape)} for {len(draws)} draws"
+    if any(draw.seen is not None for draw in draws):
+        pairs = zip(logits, draws, strict=True)
+        logits = torch.stack([row if draw.seen is None else draw.seen.penalise(row) for row, draw in pairs])
     tokens = [0] * len(draws)
     greedy = [i for i, draw in enumerate(draws) if draw.params.greedy]
     if greedy:

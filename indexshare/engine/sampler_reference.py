@@ -3,9 +3,40 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 
 from indexshare.engine.params import SamplingParams
+
+_LARGEST = 3.4028234663852886e38  # of float32
+
+
+def penalised(
+    logits: Sequence[float], params: SamplingParams, prompt: Sequence[int], generated: Sequence[int]
+) -> list[float]:
+    """Logits after the penalties for tokens that occurred; every step is rounded to float32, overflow to its largest.
+
+    Repetition counts prompt and generated tokens, as transformers does; presence and frequency count the generated ones
+    alone, as OpenAI's service does: `logit - presence * (count > 0) - frequency * count`.
+    """
+    found = []
+    repetition, presence, frequency = map(
+        float32, (params.repetition_penalty, params.presence_penalty, params.frequency_penalty)
+    )
+    for token, logit in enumerate(logits):
+        count = generated.count(token)
+        if count or token in prompt:
+            logit = float32(logit / repetition if logit > 0 else logit * repetition)
+        if count:
+            logit = float32(float32(logit - presence) - float32(count * frequency))
+        found.append(logit)
+    return found
+
+
+def float32(number: float) -> float:
+    """The nearest float32 number, the largest one for what is larger."""
+    number = max(-_LARGEST, min(_LARGEST, number))
+    return float(struct.unpack("f", struct.pack("f", number))[0])
 
 
 def probabilities(logits: Sequence[float], params: SamplingParams) -> list[float]:

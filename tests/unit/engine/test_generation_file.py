@@ -56,6 +56,7 @@ def test_it_says_how_tokens_are_chosen_unless_asked() -> None:
     assert len(spoken(llm)) == 4
     assert len(spoken(llm, SamplingParams(max_tokens=6))) == 6
     assert scripted({"do_sample": False, "temperature": 0.6}).default_params.greedy
+    assert scripted({"repetition_penalty": 1.3}).default_params.repetition_penalty == 1.3
     assert scripted({}).default_params == SamplingParams()
 
 
