@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from indexshare.cli import completion
+from indexshare.cli import options
 from indexshare.train import loop
 
 RECIPE = """
@@ -106,7 +106,7 @@ def test_a_stop_names_the_command_that_goes_on(
         seen.update(settings)
 
     monkeypatch.setattr(loop, "run", stopped)
-    monkeypatch.setattr(completion, "check_device", lambda name: None)
+    monkeypatch.setattr(options, "check_device", lambda name: None)
     result = run("train", recipe, "--out", tmp_path / "o ut", "--part", 0.5)
     assert (result.code, result.out) == (130, "")
     same = f"indexshare train {recipe} --out '{tmp_path / 'o ut'}'"
