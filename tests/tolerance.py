@@ -35,6 +35,7 @@ TOL: dict[tuple[str, str], Tolerance] = {
     ("engine logprobs", "float32"): Tolerance(
         1e-4, 0.0, 2.4e-6, "paged decode and one forward pass over everything sum in another order"
     ),
+    ("operation", "float64"): Tolerance(1e-12, 1e-10, 4e-15, "a formula and its faster form sum in another order"),
     ("rms norm", "float32"): Tolerance(1e-6, 1e-5, 5e-7, "mean of squares by a norm instead of a mean"),
     ("rms norm", "bfloat16"): Tolerance(1e-3, 1e-2, 0.0, "one rounding step where the float32 rows straddle it"),
     ("rotation", "float32"): Tolerance(1e-6, 1e-5, 5e-7, "products fused with sums"),

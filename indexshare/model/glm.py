@@ -20,7 +20,7 @@ from indexshare.model.selectors import Selector
 
 
 class GlmMoeDsa(nn.Module):
-    """The whole model on one device. Parameter names are the public checkpoint's (see `model/names.py`)."""
+    """The whole model on one device. Parameter names are the public checkpoint's (see `checkpoint/names.py`)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ class Selector(Protocol):
     """Chooses for queries of one sequence that have more than `topk` keys each; arguments as in `ops.select_topk`.
 
     The result has one row of ascending positions per query, int64 `[Q, k]` with k at most `topk`, or one for each of
-    g groups of attention heads, `[Q, g, k]`.
+    g groups of attention heads, `[Q, g, k]`; -1 stands for none and comes last.
     """
 
     def __call__(self, q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, topk: int) -> Tensor:

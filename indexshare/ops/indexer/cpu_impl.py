@@ -14,7 +14,7 @@ def unsupported(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, top
     """Why the kernel cannot take these arguments, or None. Contract: see the reference."""
     if native().library is None:
         return native().reason
-    if any(t.device.type != "cpu" for t in (q, weights, keys, positions)):
+    if not (q.is_cpu and weights.is_cpu and keys.is_cpu and positions.is_cpu):
         return "not on the CPU"
     if q.dtype not in (torch.bfloat16, torch.float32) or keys.dtype != q.dtype or weights.dtype != torch.float32:
         return f"dtypes {q.dtype}, {weights.dtype}, {keys.dtype}"

@@ -1,5 +1,5 @@
 // Norms, rotations, activations and small products of many rows at once, one pass over memory. Contract:
-// ops/elementwise.py.
+// ops/rows/reference.py.
 //
 // Rows are `stride` elements apart, their elements lie side by side; `to` may be `from`.
 

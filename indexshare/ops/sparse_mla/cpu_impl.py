@@ -17,7 +17,7 @@ def unsupported(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim:
     """Why the kernel cannot take these arguments, or None. Contract: see the reference."""
     if native().library is None:
         return native().reason
-    if any(t.device.type != "cpu" for t in (q, pool, slots)):
+    if not (q.is_cpu and pool.is_cpu and slots.is_cpu):
         return "not on the CPU"
     if q.dtype not in (torch.bfloat16, torch.float32) or pool.dtype != q.dtype:
         return f"dtypes {q.dtype}, {pool.dtype}"
