@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from indexshare.cli.measuring import MeasuringBar
-from indexshare.cli.output import console, print_json, print_pairs, print_table
+from indexshare.cli.output import console, note, print_json, print_pairs, print_table
 
 if TYPE_CHECKING:
     from indexshare.eval.subject import Subject
@@ -61,7 +61,7 @@ class SuiteOptions:
         """The names in `packages`."""
         return [name.strip() for name in (self.packages or "").split(",") if name.strip()]
 
-    def settings(self, max_tokens: int) -> SuiteSettings:
+    def settings(self, max_tokens: int | None) -> SuiteSettings:
         """The suites' form of these options; ValueError for lists that are none."""
         from indexshare.eval.suites.base import SuiteSettings
 
@@ -84,7 +84,8 @@ def evaluate(
     *,
     suite: str = "held-out",
     text: Path | None = None,
-    max_tokens: int = 8192,
+    pattern: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    max_tokens: int | None = None,
     options: SuiteOptions | None = None,
     plot: Path | None = None,
     dtype: str | None = None,
@@ -101,9 +102,12 @@ def evaluate(
     suite
         What to measure, separated by commas: held-out (bits per byte), needle, recall, repository, draft, or all.
     text
-        Score every *.py file of this folder. By default the model's own held-out files, by its training.json.
+        Score this folder (or file). By default the model's own held-out files, by its training.json.
+    pattern
+        Files of --text, such as '*.md' (in any folder); may be given several times. By default those that the model was
+        trained on, by its training.json, or *.py.
     max_tokens
-        Longest context of `held-out`; longer files are scored in stretches of it.
+        Longest context of `held-out`, 8,192 or what the model reads unless given; longer files are scored in stretches.
     plot
         Also draw what was measured into this file (png, svg or pdf); needs matplotlib.
     dtype
@@ -116,7 +120,7 @@ def evaluate(
         Print one JSON object instead of tables.
     """
     from indexshare.cli.options import check_device
-    from indexshare.eval.plots import check_picture, draw
+    from indexshare.eval.plots import check_picture
     from indexshare.eval.subject import load_subject
     from indexshare.eval.suites.registry import check_settings, choose_suites
 
@@ -128,23 +132,51 @@ def evaluate(
         check_picture(plot)
     needs_text = any(chosen.needs_text for chosen in suites)
     subject = load_subject(
-        model, text=text, packages=options.unseen, needs_text=needs_text, dtype=dtype, weights=weights, device=device
-    )
-    reports = measure(subject, suites, settings)
-    if plot is not None:
-        draw([row for chosen, report in reports for row in chosen.pictures(report)], plot, model)
-    if json:
-        print_json({"model": model} | {k: v for chosen, report in reports for k, v in chosen.facts(report).items()})
-    else:
-        show(reports)
+        model, text=text, patterns=pattern, packages=options.unseen, needs_text=needs_text, dtype=dtype,
+        weights=weights, device=device,
+    )  # fmt: skip
+    _tell(subject, suites, settings, plot, json=json)
 
 
-def measure(subject: Subject, suites: Sequence[Suite[Any]], settings: SuiteSettings) -> list[tuple[Suite[Any], Any]]:
-    """Every suite with its report; all of them are checked before the first one runs."""
+def _tell(
+    subject: Subject, suites: Sequence[Suite[Any]], settings: SuiteSettings, plot: Path | None, *, json: bool
+) -> None:
+    """Check all suites before the first one runs, measure, and tell what was measured whatever comes after it."""
+    from indexshare.eval.plots import draw
+
     for suite in suites:
         suite.check(subject, settings)
+    for line in _remarks(subject, suites, settings):
+        note(line)
+    reports: list[tuple[Suite[Any], Any]] = []
+    try:
+        measure(subject, suites, settings, reports)
+    finally:
+        facts = {k: v for chosen, report in reports for k, v in chosen.facts(report).items()}
+        if json and reports:
+            print_json({"model": subject.name} | facts)
+        elif reports:
+            show(reports)
+    if plot is not None:
+        draw([row for chosen, report in reports for row in chosen.pictures(report)], plot, subject.name)
+
+
+def _remarks(subject: Subject, suites: Sequence[Suite[Any]], settings: SuiteSettings) -> list[str]:
+    """What is not measured of what might have been expected, in a line each."""
+    from indexshare.text.files import describe_skipped
+
+    unread = describe_skipped([entry for entry in subject.left_out if not entry.routine])
+    shortened = [(suite.name, suite.cut_short(subject, settings)) for suite in suites]
+    return [unread] * bool(unread) + [f"{name}: {words}" for name, words in shortened if words]
+
+
+def measure(
+    subject: Subject, suites: Sequence[Suite[Any]], settings: SuiteSettings, reports: list[tuple[Suite[Any], Any]]
+) -> None:
+    """Add every suite with its report to `reports`, as soon as it is there."""
     with MeasuringBar() as bar:
-        return [(suite, suite.run(subject, settings, bar.stage)) for suite in suites]
+        for suite in suites:
+            reports.append((suite, suite.run(subject, settings, bar.stage)))
 
 
 def show(reports: Sequence[tuple[Suite[Any], Any]]) -> None:

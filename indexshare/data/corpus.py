@@ -81,6 +81,11 @@ class TextFolder:
         return replace(split_folder(found.documents, self.held_out), left_out=found.left_out)
 
 
+def anywhere(pattern: str) -> str:
+    """A glob as people type it: without a `/` it matches in every folder."""
+    return pattern if "/" in pattern else f"**/{pattern}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderText:
     """What was read of a folder, in the order of names, and what could not be."""

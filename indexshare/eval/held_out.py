@@ -20,14 +20,16 @@ from typing import Any
 import torch
 
 from indexshare.cache.view import InFlightView
-from indexshare.data.packages import text_from_record, unseen_packages
+from indexshare.data.corpus import STANDARD_LIBRARY, TextFolder, anywhere
+from indexshare.data.packages import PackageText, text_from_record, unseen_packages
 from indexshare.data.splitting import Document, Split
 from indexshare.eval.bootstrap import Interval, ratio
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.text.tokenizer import Tokenizer
+from indexshare.text.tokenizer import Tokenizer, file_header
 from indexshare.train.evaluate import bits_by_file
 from indexshare.train.losses import token_losses
 
+DEFAULT_STRETCH = 8192  # tokens of a file in one piece
 Progress = Callable[[int, int], None]
 
 
@@ -79,8 +81,34 @@ def training_text(directory: Path) -> dict[str, Any]:
     file = directory / "training.json"
     try:
         return dict(json.loads(file.read_text(encoding="utf-8"))["text"])
-    except (FileNotFoundError, KeyError, json.JSONDecodeError):
+    except (FileNotFoundError, LookupError, ValueError, TypeError):
         raise ValueError(f"{file} does not say what the model was trained on; give a folder with --text") from None
+
+
+def other_text(directory: Path, path: Path, patterns: Sequence[str] = ()) -> TextFolder:
+    """A folder (or file) to score in place of a model's own text.
+
+    Args:
+        directory: of the model.
+        path: the folder.
+        patterns: of its files (`anywhere`); unless given, those of the text that the model was trained on.
+
+    Raises:
+        ValueError: a pattern is none.
+    """
+    try:
+        record = text_from_record(training_text(directory))
+        own = record.base if isinstance(record, PackageText) else record
+    except ValueError:  # nothing is known of what it was trained on
+        own = TextFolder(path=str(path))
+    # What is left out by name has reasons of its own in the standard library, and a path is one of another folder
+    exclude = TextFolder.exclude if own.path == STANDARD_LIBRARY else own.exclude
+    return TextFolder(
+        path=str(path),
+        pattern=tuple(map(anywhere, patterns)) or own.pattern,
+        exclude=tuple(name for name in exclude if "/" not in name),
+        max_bytes=own.max_bytes,
+    )
 
 
 def held_out_documents(text: dict[str, Any]) -> list[Document]:
@@ -119,12 +147,31 @@ def some_documents(documents: Sequence[Document], count: int | None, seed: int) 
     return [documents[i] for i in sorted(random.Random(seed).sample(range(len(documents)), count))]
 
 
+def stretch(model: GlmMoeDsa, wanted: int | None) -> int:
+    """Tokens of the longest stretch of a file that is scored: as wanted, or by default within the model's context."""
+    return min(DEFAULT_STRETCH, model.config.max_position_embeddings) if wanted is None else wanted
+
+
+def check_stretches(model: GlmMoeDsa, tokenizer: Tokenizer, documents: Sequence[Document], max_tokens: int) -> None:
+    """Refuse (ValueError) stretches that the model does not read, or that a file's own line would fill."""
+    context = model.config.max_position_embeddings
+    if not 2 <= max_tokens <= context:
+        raise ValueError(f"max_tokens is {max_tokens}; the model's context is {context}")
+    lines = [file_header(document.name) for document in documents]
+    sizes = [len(ids) for ids in tokenizer.encode_batch(lines, parse_special=False)]
+    if max(sizes, default=0) >= max_tokens:
+        most, name = max(sizes), documents[sizes.index(max(sizes))].name
+        raise ValueError(
+            f"max_tokens is {max_tokens}, the file line of {name!r} alone takes {most} tokens; give a longer context"
+        )
+
+
 def evaluate_held_out(
     model: GlmMoeDsa,
     tokenizer: Tokenizer,
     documents: Sequence[Document],
     *,
-    max_tokens: int = 8192,
+    max_tokens: int = DEFAULT_STRETCH,
     progress: Progress | None = None,
 ) -> HeldOutReport:
     """Score documents with the model's selection and with full attention, and windows by position.
@@ -141,8 +188,7 @@ def evaluate_held_out(
     """
     if not documents:
         raise ValueError("no documents to score")
-    if not 2 <= max_tokens <= model.config.max_position_embeddings:
-        raise ValueError(f"max_tokens is {max_tokens}; the model's context is {model.config.max_position_embeddings}")
+    check_stretches(model, tokenizer, documents, max_tokens)
     sizes, sparse, full, xz = list[int](), list[float](), list[float](), list[int]()
     for done, document in enumerate(documents):
         if progress is not None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from indexshare.eval.bootstrap import Estimate
+from indexshare.text.files import check_can_write, replacing
 
 _SUFFIXES = (".png", ".svg", ".pdf")
 _WIDTH, _ROW_HEIGHT = 10.0, 3.2  # inches
@@ -16,8 +17,7 @@ def check_picture(file: Path) -> None:
     """Refuse (ValueError) a picture that could not be written, before the long work that it is to show."""
     if file.suffix.lower() not in _SUFFIXES:
         raise ValueError(f"the picture is {file.name!r}; expected a name that ends in one of {', '.join(_SUFFIXES)}")
-    if not file.absolute().parent.is_dir():
-        raise ValueError(f"the folder of the picture, {file.absolute().parent}, does not exist; make it first")
+    check_can_write(file)
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:
@@ -40,7 +40,8 @@ def draw(rows: Sequence[Sequence[Callable[[Any], None]]], file: Path, title: str
     for part, panels in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
         for axes, panel in zip(part.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             panel(axes)
-    figure.savefig(file, dpi=110)
+    with replacing(file) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def line(axes: Any, lengths: Sequence[int], every: Sequence[Estimate | None], label: str, *, bars: bool) -> None:

@@ -89,6 +89,12 @@ class RetrievalReport:
         return min(r / a for r, a in zip(self.right[attention][row], self.asked[row], strict=True))
 
 
+def default_lengths(model: GlmMoeDsa) -> tuple[int, ...]:
+    """Those of `DEFAULT_LENGTHS` within the model's context; the context itself where that is shorter than all."""
+    context = model.config.max_position_embeddings
+    return tuple(length for length in DEFAULT_LENGTHS if length <= context) or (context,)
+
+
 def evaluate_retrieval(
     model: GlmMoeDsa,
     tokenizer: Tokenizer,
@@ -107,7 +113,7 @@ def evaluate_retrieval(
         model: in evaluation mode.
         tokenizer: the model's.
         task: `needle` (constants in filler code) or `recall` (entries of a table of settings).
-        lengths: in tokens; those of `DEFAULT_LENGTHS` within the model's context unless given.
+        lengths: in tokens; `default_lengths` unless given.
         depths: ranges of depth; every text is cut in so many.
         samples: questions per length and depth.
         attention: kinds of attention to compare.
@@ -123,9 +129,7 @@ def evaluate_retrieval(
     if depths < 1 or samples < 1:
         raise ValueError(f"{depths} depths and {samples} samples; expected at least 1 of each")
     check_attention(attention)
-    if lengths is None:
-        lengths = [length for length in DEFAULT_LENGTHS if length <= model.config.max_position_embeddings]
-    lengths = tuple(sorted(set(lengths)))
+    lengths = default_lengths(model) if lengths is None else tuple(sorted(set(lengths)))
     for length in lengths:
         check_length(model, length)
     middles = tuple((i + 0.5) / depths for i in range(depths))

@@ -11,11 +11,12 @@ import torch
 from indexshare.adapt.quantized import check_weights, packing
 from indexshare.checkpoint.load import load_model
 from indexshare.config.shipped import model_directory
-from indexshare.data.corpus import TextFolder, read_folder
+from indexshare.data.corpus import read_folder
 from indexshare.data.splitting import Document
 from indexshare.engine.loading import running_dtype
-from indexshare.eval.held_out import held_out_split, package_split, training_text
+from indexshare.eval.held_out import held_out_split, other_text, package_split, training_text
 from indexshare.model.glm import GlmMoeDsa
+from indexshare.text.files import SkippedFile
 from indexshare.text.tokenizer import Tokenizer
 
 
@@ -29,6 +30,7 @@ class Subject:
         tokenizer: the model's.
         held_out: files that the model was not trained on.
         everything: all files of the text, trained on or not.
+        left_out: files that could not be taken as text, and why.
         dtype, device: how the model was loaded, for a second one to compare with.
     """
 
@@ -37,6 +39,7 @@ class Subject:
     tokenizer: Tokenizer
     held_out: Sequence[Document] = ()
     everything: Sequence[Document] = ()
+    left_out: Sequence[SkippedFile] = ()
     dtype: str | torch.dtype | None = None
     device: str = "cpu"
 
@@ -45,6 +48,7 @@ def load_subject(
     name: str,
     *,
     text: Path | None = None,
+    patterns: Sequence[str] = (),
     packages: Sequence[str] = (),
     needs_text: bool = True,
     dtype: str | None = None,
@@ -55,7 +59,8 @@ def load_subject(
 
     Args:
         name: a shipped model or a model directory.
-        text: a folder to score; by default the model's own held-out files.
+        text: a folder or file to score; by default the model's own held-out files.
+        patterns: of the files of `text`; by default those of the model's training text.
         packages: installed packages to score in place of either.
         needs_text: read nothing but a given folder if False.
         dtype: as in `load_model`; float32 on a CPU unless given.
@@ -69,15 +74,19 @@ def load_subject(
         raise ValueError("--text and --packages both name what to score; give one of them")
     check_weights(weights, device)
     directory, held_out, everything = model_directory(name), list[Document](), list[Document]()
+    left_out: tuple[SkippedFile, ...] = ()
+    if patterns and text is None:
+        raise ValueError("--pattern goes with --text; the model's own text is read as training read it")
     if text is not None:
-        held_out = everything = read_folder(TextFolder(path=str(text))).documents
+        found = read_folder(other_text(directory, text, patterns))
+        held_out, everything, left_out = found.documents, found.documents, found.left_out
     elif needs_text:
         split = package_split(directory, packages) if packages else held_out_split(training_text(directory))
-        held_out, everything = split.held_out, [*split.train, *split.held_out]
+        held_out, everything, left_out = split.held_out, [*split.train, *split.held_out], split.left_out
     kind = running_dtype(dtype, device)
     model = load_model(name, dtype=kind, device=device, adapt=packing(weights))
     tokenizer = Tokenizer.load(directory)
     return Subject(
-        name=name, model=model, tokenizer=tokenizer, held_out=held_out, everything=everything, dtype=kind,
-        device=device,
+        name=name, model=model, tokenizer=tokenizer, held_out=held_out, everything=everything, left_out=left_out,
+        dtype=kind, device=device,
     )  # fmt: skip

@@ -12,14 +12,15 @@ import os
 import re
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
 from indexshare.config.fields import check_fields
 from indexshare.config.model import ModelConfig
 from indexshare.config.shipped import model_directory, shipped_models
-from indexshare.data.corpus import STANDARD_LIBRARY, TextFolder
+from indexshare.data.corpus import STANDARD_LIBRARY, TextFolder, anywhere
 from indexshare.planner.machine import cpu_features, peak_memory_bytes
 from indexshare.text.files import GENERATED_FOLDERS
 from indexshare.train.checkpoint import NAME, PREVIOUS
@@ -41,6 +42,8 @@ _PASSES, _MINUTES = 4.0, 10.0  # over the text, of time: whichever is less, unle
 _EVALUATIONS = 5  # in a run
 _EVALUATED = 16_384  # held-out tokens in each
 _KL_QUERIES = 128  # of a row, from which indexers learn
+_INDEXER = 1.5e-3  # their rate
+_UNKNOWN_RATE = 1e-3  # of a model that does not say how it was trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +52,7 @@ class OwnText:
 
     Attributes:
         text: folder or file.
-        patterns: globs; one without a `/` matches in every folder. All files where there are none.
+        patterns: globs (`anywhere`); all files where there are none.
         start: shipped model or model directory to begin with. Paths become full ones.
         steps, minutes: updates, or the time they may take; at most one of them.
         rate: factor of all learning rates.
@@ -96,7 +99,7 @@ class OwnText:
     @property
     def folder(self) -> TextFolder:
         """The text."""
-        patterns = tuple(p if "/" in p else f"**/{p}" for p in self.patterns) or ("**/*",)
+        patterns = tuple(map(anywhere, self.patterns)) or ("**/*",)
         out, exclude = Path(self.out), _EXCLUDE
         if out.is_relative_to(self.text) and out != Path(self.text):
             exclude += (out.relative_to(self.text).as_posix() + "/",)
@@ -144,9 +147,9 @@ class Plan:
             name=asked.name,
             model=config,
             text=asked.folder,
-            stages=(_stage(config, self.updates, self.length, asked.rate, _reach(asked.directory, config)),),
+            stages=(_stage(config, self.updates, self.length, asked.rate, training_record(asked.directory) or {}),),
             seed=asked.seed,
-            start=str(asked.directory),
+            start=asked.start,
             dtype=self.dtype,
             held_out_windows=max(4, _EVALUATED // self.length),
             evaluate_every=-(-self.updates // _EVALUATIONS),
@@ -160,17 +163,8 @@ class Plan:
         os.replace(temporary, folder / PLAN_FILE)
 
 
-def _reach(directory: Path, config: ModelConfig) -> int:
-    """Positions that the last stage of the model's own training spread its rows over; 0 for none, or not known.
-
-    Rows stay spread like that, or the far distances that the model has learned would be forgotten.
-    """
-    stages = (training_record(directory) or {}).get("stages") or [{}]
-    reach = stages[-1].get("position_reach", 0)
-    return min(int(reach), config.max_position_embeddings)
-
-
-def _stage(config: ModelConfig, updates: int, length: int, rate: float, reach: int) -> Stage:
+def _stage(config: ModelConfig, updates: int, length: int, rate: float, record: Mapping[str, Any]) -> Stage:
+    """The stage, after a model that was trained as its record says."""
     objectives: tuple[Objective, ...] = (
         NextToken(),
         Indexer(keys="all", target="served", stride=max(1, length // _KL_QUERIES)),
@@ -179,6 +173,7 @@ def _stage(config: ModelConfig, updates: int, length: int, rate: float, reach: i
     if config.num_nextn_predict_layers:
         objectives += (Draft(steps=2),)
     batch = _ROWS * length
+    reach = _reach(record, config)
     return index_share(
         config.share_plan,
         name="own_text",
@@ -189,9 +184,29 @@ def _stage(config: ModelConfig, updates: int, length: int, rate: float, reach: i
         position_reach=reach if reach > length else 0,
         mixture={"text": 1.0},
         objectives=objectives,
-        optim=OptimConfig(muon_lr=1.6e-3 * rate, adam_lr=1.6e-3 * rate, indexer_lr=1.5e-3 * rate),
+        optim=OptimConfig(
+            muon_lr=rate * _peak(record, "muon_lr"), adam_lr=rate * _peak(record, "adam_lr"), indexer_lr=rate * _INDEXER
+        ),
         schedule=Schedule(kind="cosine", warmup=0.05, final=0.05),
     )
+
+
+def _reach(record: Mapping[str, Any], config: ModelConfig) -> int:
+    """Positions that the last stage of the model's own training spread its rows over; 0 for none, or not known.
+
+    Rows stay spread like that, or the far distances that the model has learned would be forgotten.
+    """
+    stages = record.get("stages") or [{}]
+    return min(int(stages[-1].get("position_reach", 0)), config.max_position_embeddings)
+
+
+def _peak(record: Mapping[str, Any], name: str) -> float:
+    """The highest rate that the model, and those it comes from, were trained with: what it is known to bear."""
+    rates = []
+    while record:
+        rates += [float(stage["optim"][name]) for stage in record.get("stages", ()) if name in stage.get("optim", ())]
+        record = record.get("ancestor") or {}
+    return max(rates, default=_UNKNOWN_RATE)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,7 @@ class SuiteSettings:
     files: int | None = None
     context: int | None = None
     seed: int = 0
-    max_tokens: int = 8192
+    max_tokens: int | None = None
 
 
 class Stage(Protocol):
@@ -85,6 +85,10 @@ class Suite(ABC, Generic[R]):
     def check(self, subject: Subject, settings: SuiteSettings) -> None:
         """Refuse (ValueError) what the run would refuse; called before any suite runs."""
         return None
+
+    def cut_short(self, subject: Subject, settings: SuiteSettings) -> str:
+        """What the suite does less of than by default, because the model's context is short; empty for nothing."""
+        return ""
 
     @abstractmethod
     def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> R:

@@ -18,8 +18,10 @@ class DraftSuite(Suite[DraftReport]):
     reads = frozenset({"tokens"})
 
     def check(self, subject: Subject, settings: SuiteSettings) -> None:
-        """There is a draft layer."""
+        """There is a draft layer, and tokens for it."""
         check_draft(subject.model)
+        if settings.tokens is not None and settings.tokens < 1:
+            raise ValueError(f"--tokens is {settings.tokens}; expected at least 1")
 
     def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> DraftReport:
         """Trunk and draft layer over the same text."""

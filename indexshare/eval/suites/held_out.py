@@ -11,7 +11,14 @@ from typing import Any
 
 from indexshare.eval import plots
 from indexshare.eval.forward import check_length
-from indexshare.eval.held_out import HeldOutReport, evaluate_held_out, some_documents
+from indexshare.eval.held_out import (
+    DEFAULT_STRETCH,
+    HeldOutReport,
+    check_stretches,
+    evaluate_held_out,
+    some_documents,
+    stretch,
+)
 from indexshare.eval.prices import (
     DEFAULT_TOKENS,
     PriceReport,
@@ -48,10 +55,18 @@ class HeldOutSuite(Suite[HeldOutFigures]):
     reads = frozenset({"lengths", "ancestor", "tokens", "files", "seed", "max_tokens"})
 
     def check(self, subject: Subject, settings: SuiteSettings) -> None:
-        """Lengths that the model reads, and at which it selects."""
+        """Lengths that the model reads, and at which it selects; stretches that hold more than any file's own line."""
+        check_stretches(subject.model, subject.tokenizer, subject.held_out, stretch(subject.model, settings.max_tokens))
         for length in settings.lengths or ():
             check_length(subject.model, length)
             check_selects(subject.model, length)
+
+    def cut_short(self, subject: Subject, settings: SuiteSettings) -> str:
+        """The stretches of files."""
+        longest = stretch(subject.model, settings.max_tokens)
+        if settings.max_tokens is not None or longest == DEFAULT_STRETCH:
+            return ""
+        return f"files are scored in stretches of {longest:,} tokens, which is the model's context"
 
     def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> HeldOutFigures:
         """Prices first: they are the first to find the text too short, or the ancestor no match."""
@@ -69,8 +84,9 @@ class HeldOutSuite(Suite[HeldOutFigures]):
                 )  # fmt: skip
         with stage(self.name, "files") as progress:
             documents = some_documents(subject.held_out, settings.files, settings.seed)
+            longest = stretch(subject.model, settings.max_tokens)
             report = evaluate_held_out(
-                subject.model, subject.tokenizer, documents, max_tokens=settings.max_tokens, progress=progress
+                subject.model, subject.tokenizer, documents, max_tokens=longest, progress=progress
             )
         return HeldOutFigures(model=subject.name, held_out=report, prices=prices)
 

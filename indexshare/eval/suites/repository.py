@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from indexshare.eval.forward import check_length
 from indexshare.eval.repository import DEFAULT_FILES, RepositoryReport, evaluate_repository
 from indexshare.eval.subject import Subject
 from indexshare.eval.suites.base import Pairs, Panel, Stage, Suite, SuiteSettings, Table, figure
@@ -15,6 +16,11 @@ class RepositorySuite(Suite[RepositoryReport]):
 
     name = "repository"
     reads = frozenset({"context", "files", "seed"})
+
+    def check(self, subject: Subject, settings: SuiteSettings) -> None:
+        """A context that the model reads."""
+        if settings.context is not None:
+            check_length(subject.model, settings.context)
 
     def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> RepositoryReport:
         """Score each file twice."""

@@ -1,6 +1,7 @@
 """`indexshare eval` with its suites: what is printed, what is JSON, and what is refused before any work."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from indexshare.checkpoint.load import save_model
 from indexshare.cli import main
 from indexshare.cli.evaluate import parse_lengths
 from indexshare.config import preset
+from indexshare.eval import plots
+from indexshare.eval.suites.draft import DraftSuite
 from indexshare.eval.suites.registry import choose_suites, suite_names
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
@@ -132,6 +135,10 @@ def test_suites_that_come_late_are_checked_first(
         (["--suite", "all", "--lengths", "8K"], "reads 2 to 4096"),
         (["--suite", "all", "--lengths", "8"], "nothing is left out"),
         (["--lengths", "4K"], "give more text"),
+        (["--suite", "all", "--samples", "0"], "--samples is 0; expected at least 1"),
+        (["--suite", "all", "--context", "8192"], "reads 2 to 4096"),
+        (["--suite", "all", "--tokens", "0"], "--tokens is 0"),
+        (["--max-tokens", "3"], "alone takes"),
     ],
 )
 def test_refusals(
@@ -140,3 +147,75 @@ def test_refusals(
     assert main(["eval", model, "--text", text, *arguments]) == 2
     error = capsys.readouterr().err
     assert message in error and "Traceback" not in error
+
+
+def test_text_is_read_as_the_model_was_trained_on_it(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notes = tmp_path / "notes"
+    (notes / "deep").mkdir(parents=True)
+    for name in ("a.md", "deep/b.md", "c.py"):
+        (notes / name).write_text(f"The text of {name}, some words long.\n")
+    (notes / "latin.md").write_bytes(b"caf\xe9")
+    trained = tmp_path / "model"
+    shutil.copytree(model, trained)
+    (trained / "training.json").write_text(json.dumps({"text": {"path": "elsewhere", "pattern": "**/*.md"}}))
+
+    def files(*arguments: str) -> tuple[int, str]:
+        assert main(["eval", *arguments, "--text", str(notes), "--max-tokens", "100", "--json"]) == 0
+        captured = capsys.readouterr()
+        return json.loads(captured.out)["files"], captured.err
+
+    assert files(model)[0] == 1, "nothing is known of its text: *.py"
+    number, said = files(str(trained))
+    assert number == 2 and "1 file left out: 1 not UTF-8 (latin.md)" in said
+    assert files(str(trained), "--pattern", "*.py", "--pattern", "deep/*")[0] == 2
+    assert main(["eval", model, "--pattern", "*.md"]) == 2
+    assert "--pattern goes with --text" in capsys.readouterr().err
+
+
+def test_a_short_context_shortens_the_defaults_and_says_so(
+    text: str, task_tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = preset("tiny").replace(vocab_size=task_tokenizer.vocab_size, max_position_embeddings=600)
+    save_model(GlmMoeDsa(config).initialise(0), tmp_path)
+    task_tokenizer.save(tmp_path)
+    arguments = ["--suite", "held-out,needle", "--samples", "1", "--files", "1", "--json"]
+    assert main(["eval", str(tmp_path), "--text", text, *arguments]) == 0
+    captured = capsys.readouterr()
+    facts = json.loads(captured.out)
+    assert facts["max_tokens"] == 600 and facts["needle"]["lengths"] == [600]
+    assert "held-out: files are scored in stretches of 600 tokens, which is the model's context" in captured.err
+    assert "needle: texts of 600 tokens alone" in captured.err
+    assert main(["eval", str(tmp_path), "--text", text, "--max-tokens", "601", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert "max_tokens is 601; the model's context is 600" in captured.err and captured.out == ""
+
+
+def test_what_was_measured_is_not_lost(
+    model: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later suite fails, a picture cannot be written in the end, Ctrl+C: the tables before it are there."""
+    held_out = ["eval", model, "--text", text, "--max-tokens", "300", "--files", "1"]
+
+    def fails(*arguments: object) -> None:
+        raise ValueError("too late")
+
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    for broken, code in ((fails, 2), (interrupted, 130)):
+        with monkeypatch.context() as patch:
+            patch.setattr(DraftSuite, "run", broken)
+            assert main([*held_out, "--suite", "held-out,draft"]) == code
+            assert "bits per byte" in capsys.readouterr().out
+            assert main([*held_out, "--suite", "held-out,draft", "--json"]) == code
+            assert json.loads(capsys.readouterr().out)["files"] == 1
+    pytest.importorskip("matplotlib")
+    with monkeypatch.context() as patch:
+        patch.setattr(plots, "check_can_write", lambda file: None)
+        assert main([*held_out, "--plot", str(tmp_path / "no" / "a.png")]) == 2
+        assert "bits per byte" in capsys.readouterr().out
+    assert main([*held_out, "--plot", str(tmp_path / "no" / "a.png")]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and "does not exist; create it first" in captured.err

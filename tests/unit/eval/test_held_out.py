@@ -10,11 +10,13 @@ import torch
 from indexshare.checkpoint.load import save_model
 from indexshare.cli import main
 from indexshare.config import preset
+from indexshare.data.corpus import read_folder
 from indexshare.data.splitting import Document
 from indexshare.eval.held_out import (
     bits_by_position,
     evaluate_held_out,
     held_out_documents,
+    other_text,
     package_split,
     some_documents,
     xz_bits,
@@ -33,6 +35,26 @@ def tokenizer() -> Tokenizer:
 
 def documents() -> list[Document]:
     return [Document(name=f"m{i}.py", text=text) for i, text in enumerate(TEXTS)]
+
+
+def test_another_folder_is_read_as_the_training_text_was(tmp_path: Path) -> None:
+    (tmp_path / "notes" / "drafts").mkdir(parents=True)
+    for name in ("a.md", "drafts/b.md", "c.py", "d.txt"):
+        (tmp_path / "notes" / name).write_text(f"{name}\n")
+
+    def names(record: object, *patterns: str) -> list[str]:
+        (tmp_path / "training.json").write_text(json.dumps(record))
+        return [d.name for d in read_folder(other_text(tmp_path, tmp_path / "notes", patterns)).documents]
+
+    own = {"path": "/elsewhere", "pattern": ["**/*.md", "**/*.txt"], "exclude": ["drafts", "runs/x/"], "held_out": 0.1}
+    assert names({"text": own}) == ["a.md", "d.txt"]
+    assert names({"text": own}, "*.py") == ["c.py"]
+    assert names({"text": own | {"max_bytes": 5}}) == ["a.md"]
+    library = {"path": "stdlib", "pattern": "**/*.py", "exclude": ["drafts"]}
+    assert names({"text": library}, "*.md") == ["a.md", "drafts/b.md"]
+    assert names({"text": {"base": library, "packages": [{"name": "x"}]}}) == ["c.py"]
+    for record in ({}, [], {"text": None}, {"text": {"later": 1}}):
+        assert names(record) == ["c.py"]
 
 
 def test_some_of_the_files() -> None:

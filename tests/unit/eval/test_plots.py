@@ -71,7 +71,7 @@ def test_all_reports_in_one_picture(suffix: str, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_drawn(tmp_path: Path) -> None:
-    for file, message in ((tmp_path / "a.bmp", "ends in one of .png"), (tmp_path / "no" / "a.png", "make it first")):
+    for file, message in ((tmp_path / "a.bmp", "ends in one of .png"), (tmp_path / "no" / "a.png", "create it first")):
         with pytest.raises(ValueError, match=message):
             check_picture(file)
     pytest.importorskip("matplotlib")
