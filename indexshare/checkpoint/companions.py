@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
+from indexshare.config.generation import GENERATION_FILE, GENERATION_KEYS, GenerationDefaults
 from indexshare.config.model import ModelConfig
 from indexshare.text.tokenizer import TOKENIZER_FILES as READ_FILES
 
@@ -63,8 +63,8 @@ def as_json(data: dict[str, Any]) -> bytes:
 
 
 def _generation_config(config: ModelConfig) -> dict[str, Any]:
-    ids = config.eos_token_id
-    return {
+    ids, old = config.eos_token_id, {key: config.extra[key] for key in sorted(config.extra) if key in GENERATION_KEYS}
+    return old | {
         "_from_model_config": True,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(ids) if isinstance(ids, tuple) else ids,

@@ -69,6 +69,13 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
+def _own_dtype(config: ModelConfig, on_disk: ModelConfig, stored: dict[str, StoredTensor]) -> str | torch.dtype:
+    """The type that a configuration states; where it does not, that of the stored embedding, as in transformers."""
+    found = stored["model.embed_tokens.weight"].dtype
+    stated = on_disk.dtype_is_stated or config.dtype != on_disk.dtype or found not in _DTYPES.values()
+    return config.dtype if stated else found
+
+
 def _type_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
@@ -235,11 +242,12 @@ def load_model(
     directory = model_directory(name_or_dir)
     on_disk = ModelConfig.load(directory)
     config = _override(on_disk, config_overrides)
-    kind = parse_dtype(config.dtype if dtype is None else dtype)
     try:
-        matching = match_tensors(config, on_disk, read_directory(directory))
+        stored = read_directory(directory)
+        matching = match_tensors(config, on_disk, stored)
     except ValueError as error:
         raise ValueError(f"cannot load {directory}: {error}") from None
+    kind = parse_dtype(dtype or _own_dtype(config, on_disk, stored))
     with torch.device("meta"):
         model = GlmMoeDsa(config.replace(dtype=_type_name(kind), quantization_config=None))
     place = torch.device(device)

@@ -51,7 +51,7 @@ def scale_block(config: ModelConfig) -> tuple[int, int]:
     if method != "fp8" or fmt not in ("e4m3", "float8_e4m3fn"):
         raise ValueError(f"quantization {method!r} ({fmt}) is not implemented; expected unquantized or fp8 e4m3 blocks")
     block = quantization.get("weight_block_size") or BLOCK
-    if len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
+    if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
         raise ValueError(f"weight_block_size is {block!r}; expected two positive sizes, as [128, 128]")
     return block[0], block[1]
 

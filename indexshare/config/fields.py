@@ -84,8 +84,11 @@ def _fit_number(value: Any, kind: type) -> Any:
     wanted = numbers.Integral if kind is int else numbers.Real
     if isinstance(value, bool) or not isinstance(value, wanted):
         raise _Unfit
-    fitted = kind(value)
-    return _require(fitted, math.isfinite(fitted))
+    try:
+        fitted = kind(value)
+        return _require(fitted, math.isfinite(fitted))
+    except OverflowError:  # a whole number beyond all floats
+        raise _Unfit from None
 
 
 def _is_number(text: str) -> bool:

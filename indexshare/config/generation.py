@@ -26,6 +26,17 @@ _NOT_IMPLEMENTED: dict[str, tuple[Any, ...]] = {
     "watermarking_config": ({},), "num_return_sequences": (1,), "token_healing": (False,), "max_time": (),
 }  # fmt: skip
 
+_NO_MATTER = (
+    "assistant_confidence_threshold", "assistant_lookbehind", "early_stopping", "encoder_no_repeat_ngram_size",
+    "length_penalty", "max_length", "num_assistant_tokens", "num_assistant_tokens_schedule", "output_scores",
+    "remove_invalid_values", "return_dict_in_generate", "target_lookbehind",
+)  # fmt: skip
+_HONOURED = (
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens", "stop_strings"
+)  # fmt: skip
+# Settings that stand in `config.json` in files from before there was one for them.
+GENERATION_KEYS = frozenset({*_HONOURED, *_NO_MATTER, *_NOT_IMPLEMENTED})
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationDefaults:
@@ -53,26 +64,30 @@ class GenerationDefaults:
 
     @classmethod
     def load(cls, directory: str | Path) -> GenerationDefaults:
-        """Those of a model directory; nothing where there is no such file.
+        """Those of a model directory: of its generation file, or without one of `config.json`, as in old models.
 
         Raises:
             ValueError: the file is damaged, or a value is of the wrong type or out of range.
         """
-        file = Path(directory) / GENERATION_FILE
-        return cls.from_bytes(file.read_bytes()) if file.is_file() else cls()
+        for name in (GENERATION_FILE, "config.json"):
+            file = Path(directory) / name
+            if file.is_file():
+                return cls.from_bytes(file.read_bytes(), name)
+        return cls()
 
     @classmethod
-    def from_bytes(cls, content: bytes | None) -> GenerationDefaults:
-        """From the content of the file, or nothing at all."""
-        if content is None:
-            return cls()
+    def from_bytes(cls, content: bytes, name: str = GENERATION_FILE) -> GenerationDefaults:
+        """From the content of the file of that name."""
         try:
             data = json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{GENERATION_FILE} is not valid JSON: {error}") from None
+            raise ValueError(f"{name} is not valid JSON: {error}") from None
         if not isinstance(data, dict):
-            raise ValueError(f"{GENERATION_FILE} holds a {type(data).__name__}; expected a JSON object")
-        return cls.from_dict(data)
+            raise ValueError(f"{name} holds a {type(data).__name__}; expected a JSON object")
+        try:
+            return cls.from_dict(data)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> GenerationDefaults:
@@ -122,7 +137,7 @@ def _short(value: Any) -> str:
 
 
 def _refuse(key: str, value: Any, expected: str) -> ValueError:
-    return ValueError(f"{key} in {GENERATION_FILE} is {_short(value)}; expected {expected}")
+    return ValueError(f"{key} is {_short(value)}; expected {expected}")
 
 
 def _flag(data: Mapping[str, Any], key: str) -> bool | None:

@@ -6,72 +6,34 @@ Reads and writes `glm_moe_dsa` (GLM-5, 5.1, 5.2) and `deepseek_v32` (DeepSeek-V3
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
+import numbers
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from indexshare.config.arguments import plain_integer
+from indexshare.config.fields import check_fields
+from indexshare.config.public import (
+    ARCHITECTURES,
+    DTYPE_MISSING,
+    FIXED,
+    LARGEST,
+    MAX_LAYERS,
+    SCHEDULE,
+    from_public,
+    schedule,
+    shown,
+)
 from indexshare.config.rope import RopeParameters
 from indexshare.config.share_plan import SharePlan
 from indexshare.config.variant import KEY as VARIANT
 from indexshare.config.variant import Variant
 
-ARCHITECTURES = {"glm_moe_dsa": "GlmMoeDsaForCausalLM", "deepseek_v32": "DeepseekV32ForCausalLM"}
-
-# Where the two architectures' published defaults differ; everything else is a field default below.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "glm_moe_dsa": {"indexer_rope_interleave": True},
-    "deepseek_v32": {
-        "vocab_size": 129280, "hidden_size": 7168, "intermediate_size": 18432, "num_hidden_layers": 61,
-        "num_attention_heads": 128, "q_lora_rank": 1536, "v_head_dim": 128, "qk_nope_head_dim": 128, "n_group": 8,
-        "topk_group": 4, "max_position_embeddings": 163840, "rms_norm_eps": 1e-6, "index_n_heads": 64,
-        "indexer_rope_interleave": False,
-    },
-}  # fmt: skip
-
-# Keys of public files that carry no information for us: kept as they are and written back.
-_CARRIED = frozenset(
-    [
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "auto_map",
-        "chunk_size_feed_forward",
-        "ep_size",
-        "id2label",
-        "is_encoder_decoder",
-        "label2id",
-        "moe_router_dtype",
-        "output_attentions",
-        "output_hidden_states",
-        "output_router_logits",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "router_aux_loss_coef",
-        "aux_loss_alpha",
-        "seq_aux",
-        "transformers_version",
-        "use_cache",
-        "torchscript",
-        "use_bfloat16",
-        "indexer_scale_fmt",
-        "scale_fmt",
-    ]
-)
-# Keys whose value follows from other fields and is derived on writing. `head_dim` is ignored on reading (GLM-5.2's is
-# misleading), so is `first_k_dense_replace` beside `mlp_layer_types`: transformers writes its default there.
-_DERIVED = frozenset(
-    ["head_dim", "qk_head_dim", "num_key_value_heads", "layer_types", "num_experts", "num_local_experts"]
-)
-# Keys that may only have the value we implement.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",), "scoring_func": ("sigmoid",), "topk_method": ("noaux_tc",), "moe_layer_freq": (1,),
-    "rope_interleave": (True,), "mlp_bias": (False,),
-}  # fmt: skip
-_SPELLINGS = ("index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")
+DTYPES = ("float64", "float32", "bfloat16", "float16")
+LARGEST_FLOAT = 1e38
+MAX_EXPERTS = 2**18  # of all layers: more than ten times those of the largest public model
+_MAY_BE_ZERO = ("num_nextn_predict_layers", "n_shared_experts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,13 +91,14 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.model_type not in ARCHITECTURES:
             raise ValueError(f"model_type is {self.model_type!r}; this package implements {sorted(ARCHITECTURES)}")
+        self._check_sizes()
         layers = self.num_hidden_layers
         if not self.indexer_types:
             object.__setattr__(self, "indexer_types", SharePlan.all_full(layers).types)
         if not self.mlp_layer_types:
             dense = min(3, layers)
             object.__setattr__(self, "mlp_layer_types", ("dense",) * dense + ("sparse",) * (layers - dense))
-        self._check_sizes()
+        check_fields(self)
         self._check_relations()
         SharePlan.from_spellings(layers, indexer_types=self.indexer_types)
         self.variant.check(self)
@@ -143,16 +106,25 @@ class ModelConfig:
     def _check_sizes(self) -> None:
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            positive = item.type == "int" and item.name not in ("num_nextn_predict_layers", "n_shared_experts")
-            number = plain_integer(value) if item.type == "int" else None
-            if positive and (number is None or number < 1):
-                raise ValueError(f"{item.name} is {value!r}; expected a positive integer")
-            if number is not None:
+            if item.type == "int":
+                least, what = (0, "an integer of 0 or more") if item.name in _MAY_BE_ZERO else (1, "a positive integer")
+                number = plain_integer(value)
+                if number is None or not least <= number <= LARGEST:
+                    raise ValueError(f"{item.name} is {shown(value)}; expected {what}, at most {LARGEST}")
                 object.__setattr__(self, item.name, number)  # numpy's integers become Python's, which JSON can hold
-            if item.type == "float" and not (isinstance(value, (int, float)) and value > 0):
-                raise ValueError(f"{item.name} is {value!r}; expected a positive number")
+            if item.type == "float" and not _is_positive(value):
+                raise ValueError(f"{item.name} is {shown(value)}; expected a positive number")
             if item.type == "bool" and not isinstance(value, bool):
-                raise ValueError(f"{item.name} is {value!r}; expected true or false")
+                raise ValueError(f"{item.name} is {shown(value)}; expected true or false")
+        if self.num_hidden_layers > MAX_LAYERS:
+            raise ValueError(f"num_hidden_layers is {self.num_hidden_layers}; expected at most {MAX_LAYERS}")
+        if self.n_routed_experts * self.num_hidden_layers > MAX_EXPERTS:
+            raise ValueError(
+                f"n_routed_experts is {self.n_routed_experts} in each of {self.num_hidden_layers} layers; "
+                f"expected at most {MAX_EXPERTS} in all"
+            )
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {shown(self.dtype)}; expected one of {', '.join(DTYPES)}")
 
     def _check_relations(self) -> None:
         unknown = set(self.mlp_layer_types) - {"dense", "sparse"}
@@ -166,10 +138,6 @@ class ModelConfig:
                 f"num_nextn_predict_layers is {self.num_nextn_predict_layers!r}; "
                 "expected 0 or 1 (one draft layer, run for several steps)"
             )
-        if isinstance(self.n_shared_experts, bool) or not isinstance(self.n_shared_experts, int):
-            raise ValueError(f"n_shared_experts is {self.n_shared_experts!r}; expected an integer")
-        if self.n_shared_experts < 0:
-            raise ValueError(f"n_shared_experts is {self.n_shared_experts}; expected 0 or more")
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; rotary pairs need an even width")
         if self.index_head_dim < self.qk_rope_head_dim:
@@ -219,6 +187,11 @@ class ModelConfig:
             return ()
         return (self.eos_token_id,) if isinstance(self.eos_token_id, int) else tuple(self.eos_token_id)
 
+    @property
+    def dtype_is_stated(self) -> bool:
+        """Whether the file that this was read from says in which type its weights are."""
+        return DTYPE_MISSING not in self.extra
+
     def is_moe(self, layer: int) -> bool:
         """Whether `layer` has experts; the draft layer always has."""
         return layer >= self.num_hidden_layers or self.mlp_layer_types[layer] == "sparse"
@@ -237,7 +210,7 @@ class ModelConfig:
             data = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise FileNotFoundError(f"{file} does not exist; a model directory needs a config.json") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{file} is not valid JSON: {error}") from None
         if not isinstance(data, dict):
             raise ValueError(f"{file} holds a {type(data).__name__}; expected a JSON object")
@@ -253,58 +226,18 @@ class ModelConfig:
         Raises:
             ValueError: another architecture, an unknown key (the nearest known one is named), or a bad value.
         """
-        data = dict(data)
-        _check_shapes(data)
-        model_type = data.get("model_type")
-        if model_type not in ARCHITECTURES:
-            said = "missing" if model_type is None else repr(model_type)
-            raise ValueError(f"model_type is {said}; this package implements {sorted(ARCHITECTURES)}")
-        for key, allowed in _FIXED.items():
-            if data.get(key, allowed[0]) not in allowed:
-                raise ValueError(f"{key} is {data[key]!r}; this package implements {list(allowed)}")
-        own = {f.name for f in dataclasses.fields(cls)} - {"extra", "variant"}
-        values = dict(_DEFAULTS[model_type])
-        values.update((key, value) for key, value in data.items() if key in own and value is not None)
-        for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-            if key in data:
-                values[key] = tuple(data[key]) if isinstance(data[key], list) else data[key]
-        extra = {key: data[key] for key in _CARRIED if key in data}
-        _refuse_unknown(data, own)
-        values["dtype"] = data.get("dtype") or data.get("torch_dtype") or "bfloat16"
-        _take_expert_count(data, values)
-        values["rope_parameters"] = RopeParameters.from_public(data)
-        values["variant"] = Variant.from_public(data.get(VARIANT, {}))
-        layers = values.get("num_hidden_layers", cls.num_hidden_layers)
-        plan = SharePlan.from_spellings(
-            layers,
-            indexer_types=data.get("indexer_types"),
-            pattern=data.get("index_topk_pattern"),
-            freq=data.get("index_topk_freq"),
-            offset=data.get("index_skip_topk_offset"),
-        )
-        values["indexer_types"] = plan.types
-        extra.update((key, data[key]) for key in _SPELLINGS if key in data)
-        if data.get("mlp_layer_types") is None:
-            dense = min(data.get("first_k_dense_replace", 3), layers)
-            values["mlp_layer_types"] = ("dense",) * dense + ("sparse",) * (layers - dense)
-        else:
-            values["mlp_layer_types"] = tuple(data["mlp_layer_types"])
-        config = cls(**values, extra=extra)
-        if data.get("qk_head_dim") not in (None, config.qk_head_dim):
-            raise ValueError(
-                f"qk_head_dim is {data['qk_head_dim']}, but qk_nope_head_dim + qk_rope_head_dim is {config.qk_head_dim}"
-            )
-        return config
+        keys = [item for item in dataclasses.fields(cls) if item.name not in ("extra", "variant")]
+        return cls(**from_public(data, {item.name: item.default for item in keys}))
 
     def to_dict(self) -> dict[str, Any]:
         """The public `config.json` form; every key that vLLM, SGLang and transformers look for is written."""
-        data: dict[str, Any] = dict(self.extra)
+        data: dict[str, Any] = {key: value for key, value in self.extra.items() if key != DTYPE_MISSING}
         for item in dataclasses.fields(self):
             if item.name not in ("extra", "rope_parameters", "quantization_config", "variant"):
                 value = getattr(self, item.name)
                 data[item.name] = list(value) if isinstance(value, tuple) else value
         if self.extra and not self._spellings_agree():
-            for key in _SPELLINGS:
+            for key in SCHEDULE:
                 data.pop(key, None)
         if self.quantization_config is not None:
             data["quantization_config"] = self.quantization_config
@@ -318,63 +251,21 @@ class ModelConfig:
             head_dim=self.qk_rope_head_dim,
             first_k_dense_replace=(*self.mlp_layer_types, "sparse").index("sparse"),
             mlp_bias=False,
-            **{key: allowed[0] for key, allowed in _FIXED.items() if key != "mlp_bias"},
+            **{key: allowed[0] for key, allowed in FIXED.items() if key != "mlp_bias"},
         )  # fmt: skip
         data.setdefault("moe_router_dtype", "float32")
         return dict(sorted(data.items()))
 
     def _spellings_agree(self) -> bool:
         """Whether the schedule keys carried from the file still describe `indexer_types`; a new plan may not match."""
-        pattern, freq, offset = (self.extra.get(key) for key in _SPELLINGS)
         try:
-            SharePlan.from_spellings(
-                self.num_hidden_layers,
-                indexer_types=self.indexer_types,
-                pattern=pattern,
-                freq=freq,
-                offset=offset,
-            )
+            schedule(self.num_hidden_layers, self.indexer_types, self.extra)
         except ValueError:
             return False
         return True
 
 
-def _check_shapes(data: dict[str, Any]) -> None:
-    """Refuse lists, objects and words where the public file has something else, before anything is made of them."""
-    lists = ("indexer_types", "mlp_layer_types", "layer_types", "architectures")
-    objects = ("rope_parameters", "rope_scaling", "quantization_config")
-    integers = ("index_topk_freq", "index_skip_topk_offset", "first_k_dense_replace", "num_experts", "qk_head_dim")
-    for keys, kind, expected in (
-        (lists, list, "a list"),
-        (objects, dict, "an object"),
-        (integers, int, "an integer"),
-        (("model_type", "dtype", "torch_dtype"), str, "a string"),
-        (("index_topk_pattern",), (str, list), "a string of F and S"),
-    ):
-        for key in keys:
-            value = data.get(key)
-            if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-                raise ValueError(f"{key} is {value!r}; expected {expected}")
-    for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        ids = data.get(key) if isinstance(data.get(key), list) else [data.get(key)]
-        for value in ids or ():
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-                raise ValueError(f"{key} is {data[key]!r}; expected an id of 0 or more, or a list of them")
-
-
-def _take_expert_count(data: dict[str, Any], values: dict[str, Any]) -> None:
-    """`num_experts` and `num_local_experts` are other names of `n_routed_experts`; two that disagree are refused."""
-    for key in ("num_experts", "num_local_experts"):
-        if data.get(key) is not None:
-            if data.get("n_routed_experts") not in (None, data[key]):
-                raise ValueError(f"{key} is {data[key]}, but n_routed_experts is {data['n_routed_experts']}; keep one")
-            values["n_routed_experts"] = data[key]
-
-
-def _refuse_unknown(data: dict[str, Any], own: set[str]) -> None:
-    known = own | _CARRIED | _DERIVED | set(_FIXED) | set(_SPELLINGS) | {"torch_dtype", "first_k_dense_replace"}
-    known |= {"rope_theta", "rope_scaling", VARIANT}
-    for key in sorted(set(data) - known):
-        near = difflib.get_close_matches(key, sorted(known), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else "; remove it if it does not change the model"
-        raise ValueError(f"unknown key {key!r} in the configuration{hint}")
+def _is_positive(value: Any) -> bool:
+    """A number above zero that float32 holds."""
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    return number and bool(0 < value <= LARGEST_FLOAT)

@@ -7,7 +7,10 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-_OLD_NAMES = {"type": "rope_type"}
+_LARGEST = 3e38  # float32 tables
+_POSITIVE = {"factor": (1.0, _LARGEST), "beta_fast": (1e-3, 1e6), "beta_slow": (1e-3, 1e6)}
+_SCALES = {"mscale": (0.0, 1e6), "mscale_all_dim": (0.0, 1e6), "attention_factor": (1e-6, 1e6)}
+_BOUNDS = {"rope_theta": (1.0, _LARGEST), **_POSITIVE, **_SCALES}
 
 
 def _float32(value: float) -> float:
@@ -19,7 +22,8 @@ class RopeParameters:
     """Rotary base and, for `rope_type="yarn"`, the extension of YaRN (arXiv 2309.00071).
 
     `factor` is the extension ratio; `beta_fast`/`beta_slow` bound the dimensions that are blended, in rotations
-    over `original_max_position_embeddings`; `mscale`/`mscale_all_dim` set the temperature as DeepSeek does.
+    over `original_max_position_embeddings`; `mscale`/`mscale_all_dim` set the temperature as DeepSeek does, unless
+    `attention_factor` gives the factor on the tables.
     """
 
     rope_theta: float = 8_000_000.0
@@ -29,39 +33,80 @@ class RopeParameters:
     beta_slow: float = 1.0
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
+    attention_factor: float | None = None
     original_max_position_embeddings: int = 4096
 
     def __post_init__(self) -> None:
         if self.rope_type not in ("default", "yarn"):
-            raise ValueError(f"rope_type is {self.rope_type!r}; this package implements 'default' and 'yarn'")
-        for name in ("rope_theta", "factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim"):
+            raise ValueError(f"rope_type is {self.rope_type!r:.80}; this package implements 'default' and 'yarn'")
+        for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise ValueError(f"{name} is {value!r}; expected a number")
+            if value is None and name == "attention_factor":
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+                raise ValueError(f"{name} is {value!r:.80}; expected a number from {least:g} to {most:g}")
         if not self.rope_theta > 1:
             raise ValueError(f"rope_theta is {self.rope_theta!r}; expected a number above 1")
-        if self.rope_type == "yarn" and not self.factor >= 1:
-            raise ValueError(f"the yarn factor is {self.factor!r}; expected at least 1")
+        original = self.original_max_position_embeddings
+        if type(original) is not int or not 1 <= original < 2**31:
+            raise ValueError(f"original_max_position_embeddings is {original!r:.80}; expected a positive integer")
+        if self.beta_fast < self.beta_slow:
+            raise ValueError(f"beta_fast is {self.beta_fast!r}, below beta_slow, which is {self.beta_slow!r}")
 
     @classmethod
-    def from_public(cls, config: dict[str, Any]) -> RopeParameters:
+    def from_public(cls, config: dict[str, Any], *, context: int) -> RopeParameters:
         """From `rope_parameters` (transformers 5) or from `rope_theta` with `rope_scaling` (before it).
 
+        Args:
+            config: the file's object.
+            context: the model's `max_position_embeddings`, which yarn extends from where its original is not given.
+
         Raises:
-            ValueError: no `rope_theta` anywhere (a guessed base is silently wrong at long range), or unknown keys.
+            ValueError: no `rope_theta` anywhere (a guessed base is silently wrong at long range), spellings that
+                disagree, unknown keys, or a yarn without its factor.
         """
-        nested = {_OLD_NAMES.get(key, key): value for key, value in (config.get("rope_parameters") or {}).items()}
-        if not nested:
-            nested = {_OLD_NAMES.get(key, key): value for key, value in (config.get("rope_scaling") or {}).items()}
-        theta = nested.pop("rope_theta", config.get("rope_theta"))
-        if theta is None:
+        places = {place: config.get(place) or {} for place in ("rope_parameters", "rope_scaling")}
+        bases = {place: settings["rope_theta"] for place, settings in places.items() if "rope_theta" in settings}
+        bases |= {"the configuration": config["rope_theta"]} if "rope_theta" in config else {}
+        bases = {place: base for place, base in bases.items() if base is not None}
+        if not bases:
             raise ValueError("rope_theta is missing; give it as rope_parameters.rope_theta (8000000 for GLM-5.2)")
-        unknown = sorted(set(nested) - set(cls.__dataclass_fields__))
-        if unknown:
+        place, theta = next(iter(bases.items()))
+        for other, base in bases.items():
+            if base != theta:
+                raise ValueError(f"rope_theta is {theta!r} in {place}, but {base!r} in {other}; keep one")
+        read = {place: cls._read(place, settings, theta, context) for place, settings in places.items() if settings}
+        new, old = read.get("rope_parameters"), read.get("rope_scaling")
+        if new is None or old is None:
+            return new or old or cls(rope_theta=theta)
+        if new.rope_type != "default" and new != old:
+            raise ValueError("rope_scaling and rope_parameters disagree; keep rope_parameters alone")
+        if set(bases) == {"rope_parameters"} and theta != 10000:
             raise ValueError(
-                f"unknown key {unknown[0]!r} in rope_parameters; known are {sorted(cls.__dataclass_fields__)}"
+                "rope_scaling stands beside rope_parameters, of which transformers then forgets rope_theta; put all of"
+                " it into rope_parameters"
             )
-        return cls(rope_theta=theta, **{key: value for key, value in nested.items() if value is not None})
+        return old
+
+    @classmethod
+    def _read(cls, place: str, settings: dict[str, Any], theta: Any, context: int) -> RopeParameters:
+        """One of the two objects, which may say the same in older words."""
+        said = {key: value for key, value in settings.items() if value is not None}
+        kind = said.pop("rope_type", said.get("type", "default"))
+        if said.pop("type", kind) != kind:
+            raise ValueError(f"rope_type is {kind!r} in {place}, but its type is {settings['type']!r}; keep one")
+        for key, neutral in (("partial_rotary_factor", 1), ("truncate", True)):
+            value = said.pop(key, neutral)
+            if value != neutral or isinstance(value, bool) != isinstance(neutral, bool):
+                raise ValueError(f"{key} in {place} is {value!r}, which is not implemented; expected {neutral!r}")
+        unknown = sorted(set(said) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"unknown key {unknown[0]!r} in {place}; known are {sorted(cls.__dataclass_fields__)}")
+        if kind == "yarn":
+            if "factor" not in said:
+                raise ValueError(f"{place} is of type 'yarn' without a factor; give it, as 40 for DeepSeek-V3.2")
+            said.setdefault("original_max_position_embeddings", context)
+        return cls(**(said | {"rope_theta": theta, "rope_type": kind}))
 
     def to_public(self) -> dict[str, Any]:
         """The `rope_parameters` object of `config.json`."""
@@ -76,6 +121,8 @@ class RopeParameters:
                 "original_max_position_embeddings",
             )
             data.update((name, getattr(self, name)) for name in names)
+            if self.attention_factor is not None:
+                data["attention_factor"] = self.attention_factor
         return data
 
     @property
@@ -83,6 +130,8 @@ class RopeParameters:
         """Factor on the cosine and sine tables (YaRN section 3.4; DeepSeek divides the two temperatures)."""
         if self.rope_type != "yarn":
             return 1.0
+        if self.attention_factor is not None:
+            return self.attention_factor
         if self.mscale and self.mscale_all_dim:
             return self._temperature(self.mscale) / self._temperature(self.mscale_all_dim)
         return self._temperature(1.0)
@@ -115,7 +164,7 @@ class RopeParameters:
 
         low = max(math.floor(dimension_of(self.beta_fast)), 0)
         high = min(math.ceil(dimension_of(self.beta_slow)), dim - 1)
-        width = max(high - low, 0.001)
+        width = (high - low) or 0.001  # negative where the whole range lies beyond the last dimension
         result = []
         for i, frequency in enumerate(plain):
             stretched = min(max((i - low) / width, 0.0), 1.0)

@@ -48,7 +48,7 @@ class SharePlan:
         """Plan from `"FFFSSS..."` (one letter per layer), or from a list of such letters or of type names."""
         kinds = []
         for layer, letter in enumerate(pattern):
-            if letter not in _LETTERS and letter not in (FULL, SHARED):
+            if not isinstance(letter, str) or letter not in (*_LETTERS, FULL, SHARED):
                 raise ValueError(f"position {layer} of the pattern {pattern!r} is {letter!r}; expected F or S")
             kinds.append(_LETTERS.get(letter, letter))
         return cls(tuple(kinds))
@@ -147,7 +147,7 @@ class SharePlan:
 
     def source(self, layer: int) -> int:
         """The Full layer whose selection `layer` attends to: the last Full layer at or before it."""
-        return max(full for full in self.full_layers if full <= layer)
+        return next(full for full in range(layer, -1, -1) if self.types[full] == FULL)
 
     def served_by(self, full_layer: int) -> tuple[int, ...]:
         """All layers, itself included, that use the selection of `full_layer`."""
@@ -155,7 +155,9 @@ class SharePlan:
             raise ValueError(
                 f"layer {full_layer} is Shared and selects nothing; Full layers are {list(self.full_layers)}"
             )
-        return tuple(layer for layer in range(self.num_layers) if self.source(layer) == full_layer)
+        later = range(full_layer + 1, self.num_layers)
+        end = next((layer for layer in later if self.types[layer] == FULL), self.num_layers)
+        return tuple(range(full_layer, end))
 
 
 class HasPlan(Protocol):

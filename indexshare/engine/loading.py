@@ -9,7 +9,7 @@ import torch
 
 from indexshare.adapt.quantized import packing
 from indexshare.checkpoint.load import load_model
-from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
+from indexshare.config.generation import GENERATION_FILE, GENERATION_KEYS, GenerationDefaults
 from indexshare.config.shipped import model_directory
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
@@ -60,7 +60,9 @@ def load_with_tokenizer(
 
 def generation_defaults(model: GlmMoeDsa) -> GenerationDefaults:
     """What the generation file that came with the model says; a warning names what is not implemented."""
-    found = GenerationDefaults.from_bytes(getattr(model, "companions", {}).get(GENERATION_FILE))
+    content = getattr(model, "companions", {}).get(GENERATION_FILE)
+    old = {key: value for key, value in model.config.extra.items() if key in GENERATION_KEYS}
+    found = GenerationDefaults.from_dict(old) if content is None else GenerationDefaults.from_bytes(content)
     if found.not_implemented:
         warnings.warn(
             f"the model's {GENERATION_FILE} asks for {', '.join(found.not_implemented)}; not implemented, ignored",

@@ -100,6 +100,8 @@ def _rule_problems(config: ModelConfig) -> list[str]:
         reasons.append("rope_type is 'yarn', whose temperature its glm-dsa does not read")
     elif rope.rope_type == "yarn" and (rope.mscale, rope.mscale_all_dim) != (1.0, 1.0):
         reasons.append(f"yarn's mscale is {rope.mscale} and mscale_all_dim {rope.mscale_all_dim}, it assumes 1 and 1")
+    if rope.rope_type == "yarn" and rope.attention_factor is not None:
+        reasons.append(f"yarn's attention_factor is {rope.attention_factor}, which it does not read")
     return reasons
 
 

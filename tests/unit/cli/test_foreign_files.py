@@ -75,4 +75,4 @@ def test_the_command_says_that_it_samples(run: Run, foreign: Path, source_dir: P
     say(foreign, top_p="x")
     result = run("generate", "def f", "--model", foreign)
     assert (result.code, result.err.count("\n")) == (2, 1)
-    assert 'top_p in generation_config.json is "x"' in result.err
+    assert 'generation_config.json: top_p is "x"' in result.err

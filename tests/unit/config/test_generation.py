@@ -53,7 +53,7 @@ def test_what_is_not_implemented_is_named() -> None:
         (b"[" * 100_000, "not valid JSON"),
         (b"[]", "holds a list"),
         (b"null", "holds a NoneType"),
-        (b'{"eos_token_id": "x"}', 'eos_token_id .* is "x"; expected an id'),
+        (b'{"eos_token_id": "x"}', 'eos_token_id is "x"; expected an id'),
         (b'{"eos_token_id": [1, [2]]}', "eos_token_id"),
         (b'{"eos_token_id": true}', "eos_token_id"),
         (b'{"eos_token_id": -1}', "eos_token_id"),
@@ -77,4 +77,4 @@ def test_what_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
 
 
 def test_no_file_says_nothing(tmp_path: Path) -> None:
-    assert GenerationDefaults.load(tmp_path) == GenerationDefaults() == GenerationDefaults.from_bytes(None)
+    assert GenerationDefaults.load(tmp_path) == GenerationDefaults()

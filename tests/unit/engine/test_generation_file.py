@@ -84,7 +84,7 @@ def test_what_is_not_implemented_is_said() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         scripted({"num_beams": 1, "repetition_penalty": 1.0, "typical_p": None})
-    with pytest.raises(ValueError, match=r"top_p in generation_config\.json is 2"):
+    with pytest.raises(ValueError, match=r"generation_config\.json: top_p is 2"):
         scripted({"top_p": 2})
 
 
