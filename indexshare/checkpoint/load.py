@@ -69,6 +69,15 @@ def parse_dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
+def _match(config: ModelConfig, on_disk: ModelConfig, directory: Path) -> tuple[dict[str, StoredTensor], Matching]:
+    """What the files hold, and where it goes; ValueError where the two do not fit."""
+    try:
+        stored = read_directory(directory)
+        return stored, match_tensors(config, on_disk, stored)
+    except ValueError as error:
+        raise ValueError(f"cannot load {directory}: {error}") from None
+
+
 def _own_dtype(config: ModelConfig, on_disk: ModelConfig, stored: dict[str, StoredTensor]) -> str | torch.dtype:
     """The type that a configuration states; where it does not, that of the stored embedding, as in transformers."""
     found = stored["model.embed_tokens.weight"].dtype
@@ -242,11 +251,7 @@ def load_model(
     directory = model_directory(name_or_dir)
     on_disk = ModelConfig.load(directory)
     config = _override(on_disk, config_overrides)
-    try:
-        stored = read_directory(directory)
-        matching = match_tensors(config, on_disk, stored)
-    except ValueError as error:
-        raise ValueError(f"cannot load {directory}: {error}") from None
+    stored, matching = _match(config, on_disk, directory)
     kind = parse_dtype(dtype or _own_dtype(config, on_disk, stored))
     with torch.device("meta"):
         model = GlmMoeDsa(config.replace(dtype=_type_name(kind), quantization_config=None))
