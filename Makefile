@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-all lint bench
+.PHONY: help env demo test test-all lint bench docs
 
 # The first interpreter that is new enough; override with `make PYTHON=/path/to/python3.12 env`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -34,6 +34,9 @@ test: lint  ## lint, then every test not marked slow
 
 test-all: lint  ## lint, then every test
 	$(BIN)/python -m pytest -q
+
+docs: $(STAMP)  ## the documentation as a site in build/site; a broken link is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: $(STAMP)  ## speed and memory of `nano` on this machine; then the programs that compare with others
 	$(BIN)/indexshare bench nano

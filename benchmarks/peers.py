@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 from common import HERE, ChildFailed, installed, machine, run_child
 from contenders import GGUF_NAMES, INSTALL, PACKAGES, PROGRAMS, TAKES_PACKED, WEIGHTS, Variant
-from peers_report import build_report, draw, table
+from peers_plot import draw
+from peers_report import build_report, table
 
 WORKER = HERE / "contenders.py"
 DTYPE_ROUNDING = 2.0**-8  # relative, of bfloat16

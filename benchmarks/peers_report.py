@@ -2,7 +2,6 @@
 
 import statistics
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from contenders import PROGRAMS, Variant
@@ -137,43 +136,3 @@ def _remarks(report: dict[str, Any]) -> list[str]:
             if contender["failures"]:
                 lines.append(f"{contender['label']} at {result['length']:,} tokens: {contender['failures'][0]}.")
     return lines
-
-
-def draw(report: dict[str, Any], file: Path) -> None:
-    """Time against context, both logarithmic: reading a prompt on the left, writing a token at that depth on the right.
-
-    Needs matplotlib.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    panels = (("prefill_s", "read the prompt, s"), ("decode_ms", "write one token at this depth, ms"))
-    for axis, (name, title) in zip(axes, panels, strict=True):
-        labels = dict.fromkeys(c["label"] for result in report["results"] for c in result["contenders"])
-        for label in labels:
-            points = [
-                (result["length"], contender[name])
-                for result in report["results"]
-                for contender in result["contenders"]
-                if contender["label"] == label and contender[name] is not None and result["length"]
-            ]
-            if not points:
-                continue
-            middle = [value["median"] for _, value in points]
-            below = [value["median"] - value["low"] for _, value in points]
-            above = [value["high"] - value["median"] for _, value in points]
-            style = {"marker": "o", "markersize": 4, "capsize": 2, "linewidth": 2.5 if "indexshare" in label else 1.2}
-            axis.errorbar([length for length, _ in points], middle, yerr=(below, above), label=label, **style)
-        axis.set(xscale="log", yscale="log", xlabel="tokens of context", ylabel=title)
-        lengths = [result["length"] for result in report["results"] if result["length"]]
-        axis.set_xticks(lengths, [f"{length:,}" for length in lengths])
-        axis.minorticks_off()
-        axis.grid(alpha=0.3)
-    axes[0].legend(fontsize="small")
-    machine = report["machine"]
-    figure.suptitle(f"{machine['processor']}, {machine['cores']} cores, {report['date'][:10]}", fontsize="medium")
-    figure.savefig(file, dpi=150)
-    pyplot.close(figure)
