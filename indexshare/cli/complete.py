@@ -10,7 +10,8 @@ from cyclopts import Parameter
 
 from indexshare.cli.options import ModelOptions, SamplingOptions
 from indexshare.cli.output import note, print_json
-from indexshare.cli.streaming import as_json, report_cost, stream
+from indexshare.cli.streaming import as_json, write_each
+from indexshare.text.files import plural
 
 if TYPE_CHECKING:
     from indexshare.repository.context import PackedContext
@@ -48,13 +49,14 @@ def complete(
     max_context_tokens
         Most tokens of context: 16,384, or what the model has room for, unless given.
     json
-        Print one JSON object instead: the text, the files in the context, and the cost.
+        Print one JSON object instead: the text (with -n all of them), the files in the context, and the cost.
     """
     from indexshare.repository.source_tree import read_cursor
 
     options, sampling = model_options or ModelOptions(), sampling or SamplingOptions()
     defaults = options.generation()
     params = sampling.fitted(sampling.params(defaults), options.context() // 2)
+    each_sample = sampling.each_sample(params)
     cursor = read_cursor(place)
     tokenizer = options.tokenizer()
     budget = _budget(max_context_tokens, options, params.max_tokens)
@@ -63,19 +65,20 @@ def complete(
     if not json:
         _announce(cursor, packed)
         sampling.announce(params, defaults)
-    llm = options.load(tokenizer, cache_tokens=len(prompt) + params.max_tokens)
-    output = stream(llm, prompt, params, quiet=json)
-    if json:
-        where = {"file": str(cursor.path), "line": cursor.line, "column": cursor.column}
-        files = {
-            "files": [asdict(entry) for entry in packed.files],
-            "left_out": list(packed.left_out),
-            "skipped": [asdict(entry) for entry in packed.skipped],
-        }
-        print_json({"model": options.model} | where | as_json(output) | files)
-    else:
-        described = f"{output.stats.prompt_tokens:,} tokens of context from {len(packed.files)} files"
-        report_cost(output.stats, context=described)
+    llm = options.load(tokenizer, cache_tokens=len(prompt) + params.max_tokens if len(each_sample) == 1 else None)
+    if not json:
+        described = f"{len(prompt):,} tokens of context from {plural(len(packed.files), 'file')}"
+        write_each(llm, [prompt] * len(each_sample), each_sample, lambda output: described)
+        return
+    texts = [as_json(output, tokenizer) for output in llm.generate([prompt] * len(each_sample), each_sample)]
+    made = texts[0] if len(texts) == 1 else {"completions": texts}
+    where = {"file": str(cursor.path), "line": cursor.line, "column": cursor.column}
+    files = {
+        "files": [asdict(entry) for entry in packed.files],
+        "left_out": list(packed.left_out),
+        "skipped": [asdict(entry) for entry in packed.skipped],
+    }
+    print_json({"model": options.model} | where | made | files)
 
 
 def encode_context(packed: PackedContext, tokenizer: Tokenizer) -> list[int]:
@@ -131,7 +134,7 @@ def _announce(cursor: Cursor, packed: PackedContext) -> None:
     cut = packed.files[0]
     note(
         f"{cursor.path}:{cursor.line}:{cursor.column}: {packed.tokens:,} tokens of context, "
-        f"{len(packed.files)} files, {len(packed.left_out)} left out for lack of room"
+        f"{plural(len(packed.files), 'file')}, {len(packed.left_out)} left out for lack of room"
         + (f", {cut.name} cut to {cut.lines} of {cut.total_lines} lines" if cut.lines < cut.total_lines else "")
     )
     for line in _skip_lines(packed.skipped):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from indexshare.cli.options import ModelOptions, SamplingOptions
-from indexshare.cli.output import note, print_json, write
-from indexshare.cli.streaming import as_json, report_cost, stream
-from indexshare.text.files import NotText, decode_text
+from indexshare.cli.output import note, print_json
+from indexshare.cli.prompts import JobMaker, read_prompt
+from indexshare.cli.streaming import as_json, write_each
 
 
 def generate(
-    *prompts: str,
+    *texts: Annotated[str, Parameter(name="prompts")],
     file: Annotated[tuple[str, ...], Parameter(name=["--file", "-f"], negative="", allow_leading_hyphen=True)] = (),
+    prompts: Annotated[str | None, Parameter(name="--prompts", allow_leading_hyphen=True)] = None,
+    out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     model_options: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
@@ -27,42 +29,55 @@ def generate(
 
     Parameters
     ----------
-    prompts
+    texts
         The texts to continue, each quoted as one argument.
     file
         Read a prompt from this file, or from standard input if it is `-`. May be given several times.
+    prompts
+        Read prompts from this file (`-` for standard input), a JSON object per line: "prompt" or "ids", and if wanted
+        "params" (such as {"max_tokens": 20}) and "id". A result per line, as soon as it is there.
+    out
+        Where the results of --prompts go; standard output unless given. A file with some of them is gone on with.
     json
-        Print one JSON object with all completions instead.
+        Print one JSON object with all completions instead; with --out, one that says what was done.
     """
     options, sampling = model_options or ModelOptions(), sampling or SamplingOptions()
-    texts = [*prompts, *(_read_prompt(name) for name in file)]
-    if not texts:
+    if prompts is not None:
+        _generate_lines(prompts, [*texts, *file], out, options, sampling, json)
+        return
+    if out is not None:
+        raise ValueError("--out takes the results of --prompts; redirect standard output instead (> FILE)")
+    read = [*texts, *(read_prompt(name) for name in file)]
+    if not read:
         raise ValueError("no prompt; give one as an argument, or a file with --file (- for standard input)")
-    defaults = options.generation()
-    params, tokenizer = sampling.params(defaults), options.tokenizer()
-    longest = max(len(tokenizer.encode_prompt(text)) for text in texts)
-    params = sampling.fitted(params, options.context() - longest)
+    maker = JobMaker.of(options, sampling)
+    jobs, tokenizer = maker.from_texts(read), maker.tokenizer
     if not json:
-        sampling.announce(params, defaults)
+        sampling.announce(jobs[0].params, maker.defaults)
     llm = options.load(tokenizer)
+    inputs, params = [job.prompt for job in jobs], [job.params for job in jobs]
     if json:
-        outputs = llm.generate(texts, params)
-        completions = [{"prompt": text} | as_json(output) for text, output in zip(texts, outputs, strict=True)]
+        outputs = llm.generate(inputs, params)
+        completions = [
+            job.said | {"sample": job.sample} | as_json(o, tokenizer) for job, o in zip(jobs, outputs, strict=True)
+        ]
         print_json({"model": options.model, "completions": completions})
-    elif len(texts) == 1:
-        output = stream(llm, texts[0], params)
-        report_cost(output.stats, context=f"{output.stats.prompt_tokens:,} tokens of prompt")
     else:
-        outputs = llm.generate(texts, params, progress=sys.stderr.isatty())
-        for number, output in enumerate(outputs, 1):
-            note(f"[{number} of {len(texts)}]")
-            write(output.text + ("" if output.text.endswith("\n") else "\n"))
-            report_cost(output.stats, context=f"{output.stats.prompt_tokens:,} tokens of prompt")
+        write_each(llm, inputs, params, lambda output: f"{output.stats.prompt_tokens:,} tokens of prompt")
 
 
-def _read_prompt(name: str) -> str:
-    data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
-    try:
-        return decode_text(data)
-    except NotText as error:
-        raise ValueError(f"the prompt file {name} is {error}; expected UTF-8 text") from None
+def _generate_lines(
+    name: str, others: Sequence[str], out: Path | None, options: ModelOptions, sampling: SamplingOptions, json: bool
+) -> None:
+    from indexshare.cli.batch import run_jobs
+
+    if others:
+        raise ValueError("--prompts and other prompts both say what to continue; give one of them")
+    if json and out is None:
+        raise ValueError("--prompts writes a JSON object per line anyway; leave out --json, or give --out")
+    maker = JobMaker.of(options, sampling)
+    done = run_jobs(maker.from_lines(name), out, maker.tokenizer, options)
+    if json:
+        print_json(done)
+    elif out is not None:
+        note(f"{done['completions']:,} results of {done['prompts']:,} prompts in {out}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -11,6 +11,7 @@ from indexshare.cli.output import note
 from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
 
 if TYPE_CHECKING:
+    from indexshare.config.model import ModelConfig
     from indexshare.engine.llm import LLM
     from indexshare.engine.params import SamplingParams
     from indexshare.text.tokenizer import Tokenizer
@@ -33,6 +34,9 @@ class ModelOptions:
         Where to run: cpu, cuda, cuda:1, ...
     full_attention_below
         Contexts up to this many tokens are attended in full instead of sparsely.
+    cache_tokens
+        Tokens that the cache holds over all prompts at a time. As many as half of the free memory has room for, or as
+        are needed, unless given.
     threads
         CPU threads to use. All cores unless given.
     """
@@ -42,6 +46,7 @@ class ModelOptions:
     weights: str | None = None
     device: str = "cpu"
     full_attention_below: int = 0
+    cache_tokens: int | None = None
     threads: int | None = None
 
     def tokenizer(self) -> Tokenizer:
@@ -51,12 +56,16 @@ class ModelOptions:
 
         return Tokenizer.load(model_directory(self.model))
 
-    def context(self) -> int:
-        """Tokens that the model was made for."""
+    def config(self) -> ModelConfig:
+        """The model's configuration."""
         from indexshare.config.model import ModelConfig
         from indexshare.config.shipped import model_directory
 
-        return ModelConfig.load(model_directory(self.model)).max_position_embeddings
+        return ModelConfig.load(model_directory(self.model))
+
+    def context(self) -> int:
+        """Tokens that the model was made for."""
+        return self.config().max_position_embeddings
 
     def generation(self) -> GenerationDefaults:
         """What the model's `generation_config.json` says."""
@@ -65,7 +74,7 @@ class ModelOptions:
         return GenerationDefaults.load(model_directory(self.model))
 
     def load(self, tokenizer: Tokenizer, *, cache_tokens: int | None = None) -> LLM:
-        """The engine around the model, with room for `cache_tokens` tokens (or the engine's choice)."""
+        """The engine around the model; room for `cache_tokens` tokens, or the engine's choice, unless the user said."""
         from indexshare.engine.llm import LLM
 
         check_device(self.device)
@@ -75,7 +84,7 @@ class ModelOptions:
             dtype=self.dtype,
             weights=self.weights,
             device=self.device,
-            cache_tokens=cache_tokens,
+            cache_tokens=cache_tokens if self.cache_tokens is None else self.cache_tokens,
             full_attention_below=self.full_attention_below,
             threads=self.threads,
         )
@@ -101,29 +110,67 @@ class SamplingOptions:
         Sample from this many most likely tokens; 0 means all.
     min_p
         Leave out tokens less likely than this fraction of the most likely one.
+    repetition_penalty
+        Above 1 makes tokens of the prompt and of the text so far less likely.
+    presence_penalty
+        Above 0 makes tokens of the text so far less likely, from -2 to 2.
+    frequency_penalty
+        The same for each time that the token was written.
     seed
         Makes sampling repeatable.
     stop
         Text that ends the completion; may be given several times.
+    ignore_eos
+        Go on where the model would end the text.
+    logprobs
+        Also give the log-probability of every token, and of so many most likely ones in its place.
+    samples
+        Write so many texts for each prompt, which takes a temperature above 0; the seeds count on from --seed.
     """
 
-    max_tokens: Annotated[int | None, Parameter(name=["--max-tokens", "-n"])] = None
+    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
     seed: int | None = None
     stop: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    ignore_eos: Annotated[bool | None, Parameter(negative="")] = None
+    logprobs: int | None = None
+    samples: Annotated[int, Parameter(name=["--samples", "-n"])] = 1
 
-    def params(self, defaults: GenerationDefaults) -> SamplingParams:
-        """The engine's form of these options over what the model's file says; ValueError when one is out of range."""
+    def params(self, defaults: GenerationDefaults, **own: Any) -> SamplingParams:
+        """The engine's form of these options; ValueError when one is out of range.
+
+        They go before what the model's file says; what a prompt has of its `own` goes before them.
+        """
         from indexshare.engine.params import SamplingParams
 
         said = defaults.sampling()
-        own = {field.name: getattr(self, field.name) for field in fields(self)}
-        given = {name: value for name, value in own.items() if value not in (None, ())}
+        options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "samples"}
+        given = {name: value for name, value in options.items() if value is not None and value != ()}
         plain = {"temperature": 1.0 if defaults.samples else 0.0}
-        return SamplingParams(**(plain | said | given))
+        return SamplingParams(**(plain | said | given | own))
+
+    def each_sample(self, params: SamplingParams) -> list[SamplingParams]:
+        """The parameters of every sample of a prompt: the seeds count on from the first one's.
+
+        Raises:
+            ValueError: several samples of a text that has no chance in it.
+        """
+        if self.samples < 1:
+            raise ValueError(f"--samples (-n) is {self.samples}; expected 1 or more")
+        if self.samples > 1 and params.greedy:
+            raise ValueError(
+                f"--samples (-n) {self.samples} would write the same text {self.samples} times; "
+                "set --temperature above 0 (--max-tokens limits the length)"
+            )
+        if params.seed is None:
+            return [params] * self.samples
+        return [replace(params, seed=(params.seed + number) % 2**63) for number in range(self.samples)]
 
     def fitted(self, params: SamplingParams, room: int) -> SamplingParams:
         """`params` where there is room for so many tokens: no more than that, unless the user asked for more."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
-from indexshare.cli.output import console, note, size, write
+from indexshare.cli.output import console, note, print_table, size, write
 from indexshare.planner.machine import peak_memory_bytes
 
 if TYPE_CHECKING:
     from indexshare.engine.llm import LLM
-    from indexshare.engine.outputs import CompletionOutput, RequestStats
+    from indexshare.engine.outputs import CompletionOutput, RequestStats, TokenLogprobs
     from indexshare.engine.params import SamplingParams
+    from indexshare.text.tokenizer import Tokenizer
 
 
 class ReadingBar(AbstractContextManager["ReadingBar"]):
@@ -55,26 +57,47 @@ class ReadingBar(AbstractContextManager["ReadingBar"]):
         self._progress.stop()
 
 
-def stream(llm: LLM, prompt: str | list[int], params: SamplingParams, *, quiet: bool = False) -> CompletionOutput:
-    """Complete one prompt, writing the text to standard output as it is made unless `quiet`.
+def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> CompletionOutput:
+    """Complete one prompt, writing the text to standard output as it is made.
 
     Closing down on Ctrl+C leaves the terminal on a fresh line and the cache blocks free.
     """
     output, shown = None, ""
-    bar: AbstractContextManager[Any] = nullcontext() if quiet else ReadingBar()
-    with bar as reading:
-        on_prefill: Callable[[int, int], None] | None = reading
-        for chunk in llm.stream(prompt, params, on_prefill=on_prefill):
-            if chunk.text and not quiet:
-                if not shown and reading is not None:
+    with ReadingBar() as reading:
+        for chunk in llm.stream(prompt, params, on_prefill=reading):
+            if chunk.text:
+                if not shown:
                     reading.stop()
                 write(chunk.text)
                 shown = chunk.text
             output = chunk.output
     assert output is not None, "the last chunk carries the output"
-    if not quiet and not shown.endswith("\n"):
+    if not shown.endswith("\n"):
         write("\n")
     return output
+
+
+def write_each(
+    llm: LLM,
+    prompts: Sequence[str | list[int]],
+    params: Sequence[SamplingParams],
+    describe: Callable[[CompletionOutput], str],
+) -> None:
+    """Write one text as it is made, or several, numbered, when all of them are there; then what each cost.
+
+    `describe` says what the prompt was; log-probabilities are shown where they were asked for.
+    """
+    if len(prompts) == 1:
+        outputs = [stream(llm, prompts[0], params[0])]
+    else:
+        outputs = llm.generate(prompts, params, progress=console(stderr=True).is_terminal)
+    for number, output in enumerate(outputs, 1):
+        if len(prompts) > 1:
+            note(f"[{number} of {len(prompts)}]")
+            write(output.text + ("" if output.text.endswith("\n") else "\n"))
+        if output.logprobs is not None and llm.tokenizer is not None:
+            show_logprobs(output.logprobs, llm.tokenizer)
+        report_cost(output.stats, context=describe(output))
 
 
 def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
@@ -97,11 +120,38 @@ def report_cost(stats: RequestStats, *, context: str) -> None:
         note(line)
 
 
-def as_json(output: CompletionOutput) -> dict[str, Any]:
-    """A completion as plain values."""
+def as_json(output: CompletionOutput, tokenizer: Tokenizer) -> dict[str, Any]:
+    """A completion as plain values; `logprobs` only where they were asked for."""
+    logprobs = {} if output.logprobs is None else {"logprobs": [token_json(e, tokenizer) for e in output.logprobs]}
     return {
         "text": output.text,
         "token_ids": output.token_ids,
+        **logprobs,
         "finish_reason": output.finish_reason,
         "stats": output.stats.to_dict() | {"peak_memory_bytes": peak_memory_bytes()},
     }
+
+
+def token_json(entry: TokenLogprobs, tokenizer: Tokenizer) -> dict[str, Any]:
+    """One token with its log-probability and those of the most likely ones, as plain values."""
+    top = [{"token": token_text(i, tokenizer), "id": i, "logprob": value} for i, value in entry.top]
+    own = {"token": token_text(entry.token_id, tokenizer), "id": entry.token_id, "logprob": entry.logprob}
+    return own | {"top": top}
+
+
+def token_text(token_id: int, tokenizer: Tokenizer) -> str:
+    """What one token stands for; U+FFFD for a part of a character, nothing for an id without a token."""
+    if token_id >= tokenizer.vocab_size:  # embedding tables are often padded beyond the vocabulary
+        return ""
+    return tokenizer.token_bytes(token_id).decode("utf-8", errors="replace")
+
+
+def show_logprobs(entries: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> None:
+    """A line for every token on standard error: its probability, and the most likely ones in its place."""
+    rows = []
+    for entry in entries:
+        others = "  ".join(f"{token_text(i, tokenizer)!r} {math.exp(value):.1%}" for i, value in entry.top)
+        own = repr(token_text(entry.token_id, tokenizer))
+        rows.append((own, f"{entry.logprob:.4f}", f"{math.exp(entry.logprob):.1%}", others))
+    columns = ("token", "log-probability", "probability", "most likely")
+    print_table("tokens by the model's own distribution", columns, rows, to=console(stderr=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
 
 BLOCK_SIZE = 64
+_AHEAD = 2  # requests in the engine for each that can run, so that none of its places stays empty
+_Request = tuple[list[int], SamplingParams, str]
 MAX_THREADS = 1024  # beyond any machine; compute libraries fail, or crash, somewhere above
 
 
@@ -133,15 +136,7 @@ class LLM:
             ValueError: a prompt or setting is wrong, or a request can never fit; nothing has run then. Also
                 when the model gives NaN.
         """
-        batch = as_batch(prompts)
-        settings = [self.default_params] * len(batch) if params is None else as_settings(params, len(batch))
-        requests = []
-        for number, (prompt, chosen) in enumerate(zip(batch, settings, strict=True)):
-            name = "prompt" if len(batch) == 1 else f"prompt {number}"
-            ids = self._encode(prompt, name)
-            chosen = self._clipped(chosen, ids) if params is None else chosen
-            self.engine.check(ids, chosen, name)
-            requests.append((ids, chosen, name))
+        requests = self._requests(prompts, params)
         generations: list[Generation] = []
         try:
             for request in requests:
@@ -152,6 +147,48 @@ class LLM:
             for generation in generations:
                 self.engine.abort(generation)
         return [g.output for g in generations if g.output is not None]
+
+    def generate_each(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[tuple[int, CompletionOutput]]:
+        """Complete prompts, giving each output as soon as it is finished, with the number of its prompt.
+
+        Arguments and errors as in `generate`; mistakes are reported at the call, before the first output. Closing the
+        iterator or interrupting it frees the cache blocks.
+        """
+        return self._each(self._requests(prompts, params))
+
+    def _each(self, requests: Sequence[_Request]) -> Iterator[tuple[int, CompletionOutput]]:
+        waiting = deque(enumerate(requests))
+        running: dict[Generation, int] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < _AHEAD * self.engine.scheduler.max_running:
+                    number, request = waiting.popleft()
+                    running[self.engine.submit(*request)] = number
+                self.engine.step()
+                for generation in running:
+                    generation.chunks.clear()  # the output holds everything
+                for generation in [g for g in running if g.finished]:
+                    _raise_error(generation)
+                    assert generation.output is not None
+                    yield running.pop(generation), generation.output
+        finally:
+            for generation in running:
+                self.engine.abort(generation)
+
+    def _requests(self, prompts: Any, params: Any) -> list[_Request]:
+        """Ids, parameters and name of every prompt, all of them checked."""
+        batch = as_batch(prompts)
+        settings = [self.default_params] * len(batch) if params is None else as_settings(params, len(batch))
+        requests = []
+        for number, (prompt, chosen) in enumerate(zip(batch, settings, strict=True)):
+            name = "prompt" if len(batch) == 1 else f"prompt {number}"
+            ids = self._encode(prompt, name)
+            chosen = self._clipped(chosen, ids) if params is None else chosen
+            self.engine.check(ids, chosen, name)
+            requests.append((ids, chosen, name))
+        return requests
 
     def stream(
         self,

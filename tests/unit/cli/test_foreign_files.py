@@ -29,13 +29,13 @@ def foreign(model_dir: Path, tmp_path: Path) -> Path:
 
 
 def test_generate_reads_the_whole_prompt(run: Run, model_dir: Path, foreign: Path) -> None:
-    [completion] = json.loads(run("generate", LONG, "--model", foreign, "-n", 2, "--json").out)["completions"]
+    [completion] = json.loads(run("generate", LONG, "--model", foreign, "--max-tokens", 2, "--json").out)["completions"]
     assert completion["stats"]["prompt_tokens"] == len(Tokenizer.load(model_dir).encode(LONG)) + 1 > 60
 
 
 def test_complete_counts_the_whole_context(run: Run, model_dir: Path, foreign: Path, source_dir: Path) -> None:
     (source_dir / "main.py").write_text(LONG)
-    options = ("complete", source_dir / "main.py", "--context", source_dir, "-n", 2, "--json")
+    options = ("complete", source_dir / "main.py", "--context", source_dir, "--max-tokens", 2, "--json")
     plain, found = (json.loads(run(*options, "--model", folder).out) for folder in (model_dir, foreign))
     assert found["files"] == plain["files"]
     assert found["stats"]["prompt_tokens"] == plain["stats"]["prompt_tokens"] + 1
@@ -51,17 +51,17 @@ def test_generate_follows_the_generation_file(run: Run, foreign: Path) -> None:
     options = ("generate", "def f", "--model", foreign, "--seed", 3, "--json")
     ids = {}
     for name, settings, given in (
-        ("nothing said", {}, ("-n", 12)),
-        ("greedy", {"do_sample": False, "temperature": 2.0}, ("-n", 12)),
+        ("nothing said", {}, ("--max-tokens", 12)),
+        ("greedy", {"do_sample": False, "temperature": 2.0}, ("--max-tokens", 12)),
         ("sampled", {"do_sample": True, "temperature": 2.0, "max_new_tokens": 12}, ()),
-        ("given", {"do_sample": True, "temperature": 2.0}, ("-n", 12, "--temperature", 0)),
-        ("asked", {}, ("-n", 12, "--temperature", 2.0)),
+        ("given", {"do_sample": True, "temperature": 2.0}, ("--max-tokens", 12, "--temperature", 0)),
+        ("asked", {}, ("--max-tokens", 12, "--temperature", 2.0)),
     ):
         say(foreign, eos_token_id=319, **settings)
         ids[name] = json.loads(run(*options, *given).out)["completions"][0]["token_ids"]
     assert ids["nothing said"] == ids["greedy"] == ids["given"] != ids["sampled"] == ids["asked"]
     say(foreign, eos_token_id=ids["greedy"][2])
-    stopped = json.loads(run(*options, "-n", 12).out)["completions"][0]
+    stopped = json.loads(run(*options, "--max-tokens", 12).out)["completions"][0]
     assert (stopped["token_ids"], stopped["finish_reason"]) == (ids["greedy"][:3], "stop")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,13 +35,13 @@ def test_streamed_text_equals_the_json_text(run: Run, model_dir: Path) -> None:
 
 
 def test_several_prompts_give_what_each_gives_alone(run: Run, model_dir: Path, tmp_path: Path) -> None:
-    options = ("--model", model_dir, "-n", 8, "--json")
+    options = ("--model", model_dir, "--max-tokens", 8, "--json")
     (tmp_path / "p.txt").write_text("return x")
     both = json.loads(run("generate", "def f", "--file", tmp_path / "p.txt", *options).out)["completions"]
     alone = [json.loads(run("generate", p, *options).out)["completions"][0] for p in ("def f", "return x")]
     assert [c["prompt"] for c in both] == ["def f", "return x"]
     assert [c["token_ids"] for c in both] == [c["token_ids"] for c in alone]
-    text = run("generate", "def f", "return x", "--model", model_dir, "-n", 8).out
+    text = run("generate", "def f", "return x", "--model", model_dir, "--max-tokens", 8).out
     assert all(c["text"].strip() in text for c in both)
 
 
@@ -49,12 +50,12 @@ def test_a_prompt_from_standard_input(run: Run, model_dir: Path, monkeypatch: py
         buffer = io.BytesIO(b"def f")
 
     monkeypatch.setattr(sys, "stdin", Input())
-    result = run("generate", "--file", "-", "--model", model_dir, "-n", 2, "--json")
+    result = run("generate", "--file", "-", "--model", model_dir, "--max-tokens", 2, "--json")
     assert json.loads(result.out)["completions"][0]["prompt"] == "def f"
 
 
 def test_sampling_options_reach_the_sampler(run: Run, model_dir: Path) -> None:
-    options = ("generate", "def", "--model", model_dir, "-n", 12, "--json", "--temperature", 1.5)
+    options = ("generate", "def", "--model", model_dir, "--max-tokens", 12, "--json", "--temperature", 1.5)
     seeds = [json.loads(run(*options, "--seed", s).out)["completions"][0]["token_ids"] for s in (1, 1, 2)]
     assert seeds[0] == seeds[1] != seeds[2]
     greedy = json.loads(run(*options[:-2]).out)["completions"][0]["token_ids"]
@@ -68,9 +69,59 @@ def test_sampling_options_reach_the_sampler(run: Run, model_dir: Path) -> None:
     assert completion["text"] == text[: text.index(middle)]
 
 
+def test_several_samples_count_their_seeds_on(run: Run, model_dir: Path, source_dir: Path) -> None:
+    options = ("--model", model_dir, "--max-tokens", 8, "--temperature", 1.2, "--json")
+    three = json.loads(run("generate", "def", "x", "-n", 3, "--seed", 7, *options).out)["completions"]
+    assert [(c["prompt"], c["sample"]) for c in three] == [(p, n) for p in ("def", "x") for n in range(3)]
+    for n, found in enumerate(three[:3]):
+        (alone,) = json.loads(run("generate", "def", "--seed", 7 + n, *options).out)["completions"]
+        assert found["token_ids"] == alone["token_ids"]
+    assert len({tuple(c["token_ids"]) for c in three[:3]}) == 3
+    place = ("complete", source_dir / "main.py", "--context", source_dir, *options)
+    texts = json.loads(run(*place, "-n", 2, "--seed", 1).out)["completions"]
+    assert [t["token_ids"] for t in texts] == [json.loads(run(*place, "--seed", n).out)["token_ids"] for n in (1, 2)]
+    shown = run("generate", "def", "-n", 2, "--seed", 7, *options[:-1])
+    assert all(c["text"].strip() in shown.out for c in three[:2]) and "[2 of 2]" in shown.err
+
+
+def test_logprobs_are_shown(run: Run, model_dir: Path) -> None:
+    options = ("generate", "def", "--model", model_dir, "--max-tokens", 4, "--logprobs", 3)
+    (completion,) = json.loads(run(*options, "--json").out)["completions"]
+    assert [entry["id"] for entry in completion["logprobs"]] == completion["token_ids"]
+    assert "".join(entry["token"] for entry in completion["logprobs"]) == completion["text"]
+    for entry in completion["logprobs"]:
+        assert entry["top"][0] == {key: entry[key] for key in ("token", "id", "logprob")}, "greedy takes the first"
+        assert len(entry["top"]) == 3 and entry["top"][0]["logprob"] >= entry["top"][1]["logprob"]
+    shown = run(*options)
+    assert shown.out.strip() == completion["text"].strip()
+    assert "most likely" in shown.err and f"{completion['logprobs'][0]['logprob']:.4f}" in shown.err
+
+
+def test_penalties_and_end_of_text(run: Run, tmp_path: Path, model_dir: Path) -> None:
+    def ids(*more: object, model: Path = model_dir) -> list[int]:
+        command = ("generate", "def def def", "--model", model, "--max-tokens", 24, "--json")
+        return json.loads(run(*command, *more).out)["completions"][0]["token_ids"]
+
+    plain = ids()
+    for option in ("--repetition-penalty", "--presence-penalty", "--frequency-penalty"):
+        assert ids(option, 1.9) != plain
+    ending = tmp_path / "ending"
+    shutil.copytree(model_dir, ending)
+    (ending / "generation_config.json").write_text(json.dumps({"eos_token_id": plain[3]}))
+    first = plain.index(plain[3]) + 1
+    assert ids(model=ending) == plain[:first]
+    assert ids("--ignore-eos", model=ending) == plain
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (("x", "--samples", 0), "--samples (-n) is 0"),
+        (("x", "-n", 4000), "set --temperature above 0 (--max-tokens limits the length)"),
+        (("x", "--logprobs", -1), "logprobs is -1"),
+        (("x", "--logprobs", 321), "the vocabulary has only 320 tokens"),
+        (("x", "--repetition-penalty", 0), "repetition_penalty is 0"),
+        (("x", "--cache-tokens", 0), "cache_tokens is 0"),
         ((), "no prompt"),
         (("x", "--temperature", -1), "temperature is -1"),
         (("x", "--max-tokens", 0), "max_tokens is 0"),
@@ -99,7 +150,7 @@ def test_mistakes_are_one_line_and_code_2(
 
 
 def test_complete_puts_the_tree_into_the_context(run: Run, model_dir: Path, source_dir: Path) -> None:
-    options = ("--context", source_dir, "--model", model_dir, "-n", 8)
+    options = ("--context", source_dir, "--model", model_dir, "--max-tokens", 8)
     place = f"{source_dir / 'main.py'}:4"
     facts = json.loads(run("complete", place, *options, "--json").out)
     assert [f["name"] for f in facts["files"]] == ["lib/other.py", "lib/helper.py", "main.py"]
@@ -125,7 +176,7 @@ def test_complete_a_file_that_stands_alone(run: Run, model_dir: Path, tmp_path: 
     for path, text in ((new, ""), (other, "x = 1\n")):
         path.parent.mkdir()
         path.write_text(text)
-    options = ("--model", model_dir, "-n", 2, "--json")
+    options = ("--model", model_dir, "--max-tokens", 2, "--json")
     facts = json.loads(run("complete", new, *options).out)
     assert [f["name"] for f in facts["files"]] == ["new.py"]
     facts = json.loads(run("complete", new, *options, "--context", other.parent).out)
@@ -133,7 +184,7 @@ def test_complete_a_file_that_stands_alone(run: Run, model_dir: Path, tmp_path: 
 
 
 def test_complete_holds_its_budget(run: Run, model_dir: Path, source_dir: Path) -> None:
-    options = ("--context", source_dir, "--model", model_dir, "-n", 4, "--json", "--max-context-tokens")
+    options = ("--context", source_dir, "--model", model_dir, "--max-tokens", 4, "--json", "--max-context-tokens")
     for budget in (200, 400, 4092):
         facts = json.loads(run("complete", source_dir / "main.py", *options, budget).out)
         assert facts["stats"]["prompt_tokens"] <= budget
@@ -168,7 +219,7 @@ def test_complete_refuses(
 ) -> None:
     (source_dir / "empty").mkdir()
     monkeypatch.chdir(source_dir)
-    tokens = () if "--max-tokens" in extra else ("-n", 8)
+    tokens = () if "--max-tokens" in extra else ("--max-tokens", 8)
     result = run("complete", place, "--model", model_dir, *tokens, *extra)
     assert (result.code, result.out) == (2, "")
     assert message in result.err
@@ -186,7 +237,7 @@ def test_names_of_special_tokens_in_files_stay_text(model_dir: Path) -> None:
 
 def test_ctrl_c_while_text_is_written() -> None:
     """With `nano`, which is still writing when the signal arrives; the smallest models are not always."""
-    command = [sys.executable, "-m", "indexshare", "generate", "def f", "-n", "4000", "--model", "nano"]
+    command = [sys.executable, "-m", "indexshare", "generate", "def f", "--max-tokens", "4000", "--model", "nano"]
     root = Path(__file__).resolve().parents[3]
     with subprocess.Popen(
         command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,

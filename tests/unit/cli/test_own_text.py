@@ -72,8 +72,11 @@ def test_the_result_is_better_and_works_everywhere(run: Run, text: Path, model_d
     record = json.loads((out / "model" / "training.json").read_text())
     assert record["text"]["path"] == str(text) and record["start"] == str(model_dir)
     for model in (out, out / "model"):
-        assert run("generate", "der Vogel", "--model", model, "-n", 4).code == 0
-        assert run("complete", text / "seite1.md", "--model", model, "-n", 4, "--max-context-tokens", 256).code == 0
+        assert run("generate", "der Vogel", "--model", model, "--max-tokens", 4).code == 0
+        assert (
+            run("complete", text / "seite1.md", "--model", model, "--max-tokens", 4, "--max-context-tokens", 256).code
+            == 0
+        )
     scored = json.loads(run("eval", out, "--max-tokens", 256, "--json").out)
     assert scored["files"] == facts["held_out"]["files"]
     again = run(*options)

@@ -47,7 +47,7 @@ def test_a_recipe_becomes_a_model(run: Callable[..., Any], recipe: Path, tmp_pat
     assert result.code == 0, result.err
     model = Path(result.out.strip())
     assert model.parent == tmp_path / "out"
-    generated = run("generate", "def f", "--model", model, "-n", 4)
+    generated = run("generate", "def f", "--model", model, "--max-tokens", 4)
     assert generated.code == 0, generated.err
     assert run("info", model).code == 0
 
