@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
+from indexshare.data.long_tasks import long_tasks
 from indexshare.eval.suites.base import Suite, SuiteSettings
 from indexshare.eval.suites.draft import DraftSuite
 from indexshare.eval.suites.held_out import HeldOutSuite
+from indexshare.eval.suites.long import LongSuite
 from indexshare.eval.suites.repository import RepositorySuite
 from indexshare.eval.suites.retrieval import RetrievalSuite
 
@@ -71,3 +73,5 @@ def check_settings(suites: Sequence[Suite[Any]], settings: SuiteSettings) -> Non
 
 for _suite in (HeldOutSuite(), RetrievalSuite("needle"), RetrievalSuite("recall"), RepositorySuite(), DraftSuite()):
     register(_suite)
+for _task in long_tasks().values():
+    register(LongSuite(_task))
