@@ -18,7 +18,7 @@ from indexshare.config.layers import INDEX_KEYS
 from indexshare.planner.flops import Work, prefill_flops, token_flops
 from indexshare.planner.formats import WeightFormat, stream_row_bytes
 from indexshare.planner.hardware import Machine
-from indexshare.planner.memory import cache_bytes, count_parameters
+from indexshare.planner.memory import ParameterCount, cache_bytes, count_parameters
 
 STAGES = tuple(item.name for item in fields(Work))
 
@@ -122,8 +122,8 @@ def decode_ceiling(
     flops = token_flops(config, context, full_attention=full_attention)
     flops = Work(**{stage: getattr(flops, stage) * batch for stage in STAGES})
     reads = _reads(
-        config, context, tokens=batch, sequences=batch, rows=1, weights=weights, cache=cache, placed=placed or Placed(),
-        full_attention=full_attention,
+        config, count_parameters(config), context, tokens=batch, sequences=batch, rows=1, weights=weights, cache=cache,
+        placed=placed or Placed(), full_attention=full_attention,
     )  # fmt: skip
     return ceiling_of(flops, reads, machine, weights.compute, reached)
 
@@ -134,12 +134,12 @@ def prefill_ceiling(
 ) -> Ceiling:  # fmt: skip
     """A prompt of `tokens` tokens, read `chunk` at a time; weights are read once for each chunk."""
     flops = prefill_flops(config, tokens, full_attention=full_attention, absorbed=not full_attention)
-    totals, host, disk = dict.fromkeys(STAGES, 0), 0, 0
+    counts, totals, host, disk = count_parameters(config), dict.fromkeys(STAGES, 0), 0, 0
     chunks = 0
     for start in range(0, tokens, chunk):
         rows = min(chunk, tokens - start)
         part = _reads(
-            config, start + rows, tokens=rows, sequences=1, rows=rows, weights=weights, cache=cache,
+            config, counts, start + rows, tokens=rows, sequences=1, rows=rows, weights=weights, cache=cache,
             placed=placed or Placed(), full_attention=full_attention,
         )  # fmt: skip
         for stage in STAGES:
@@ -151,11 +151,10 @@ def prefill_ceiling(
 
 
 def _reads(
-    config: ModelConfig, context: int, *, tokens: int, sequences: int, rows: int, weights: WeightFormat, cache: str,
-    placed: Placed, full_attention: bool,
+    config: ModelConfig, counts: ParameterCount, context: int, *, tokens: int, sequences: int, rows: int,
+    weights: WeightFormat, cache: str, placed: Placed, full_attention: bool,
 ) -> Reads:  # fmt: skip
     """Bytes of a step: weights once, the experts that `tokens` tokens are sent to, and each sequence's cache."""
-    counts = count_parameters(config)
     moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
     unused = (1 - config.num_experts_per_tok / config.n_routed_experts) ** tokens  # if all are equally likely
     experts = round(counts.experts * (1 - unused) * weights.width("experts")) if moe else 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from indexshare.data.long_tasks import LongTask
+from indexshare.data.long_tasks import LongTask, fit_item
 from indexshare.eval.forward import check_length
 from indexshare.eval.long import DEFAULT_LENGTHS, LongReport, evaluate_long
 from indexshare.eval.subject import Subject
@@ -22,9 +22,16 @@ class LongSuite(Suite[LongReport]):
         self.name, self._task = task.name, task
 
     def check(self, subject: Subject, settings: SuiteSettings) -> None:
-        """Lengths that the model reads."""
+        """Lengths that the model reads and that the shortest question fits."""
         for length in settings.lengths or ():
             check_length(subject.model, length)
+            fit_item(
+                self._task,
+                seed=settings.seed,
+                index=0,
+                length=length,
+                count=lambda text: len(subject.tokenizer.encode(text)),
+            )
 
     def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> LongReport:
         """Ask at every length."""

@@ -59,7 +59,7 @@ def test_a_dry_run_says_everything_and_leaves_nothing(run: Run, text: Path, mode
 
 def test_the_result_is_better_and_works_everywhere(run: Run, text: Path, model_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    options = small(text, model_dir, "--steps", 20, "--out", out, "--json")
+    options = small(text, model_dir, "--steps", 20, "--rate", 5, "--out", out, "--json")
     result = run(*options)
     assert result.code == 0, result.err
     facts = json.loads(result.out)

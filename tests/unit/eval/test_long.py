@@ -69,6 +69,11 @@ def test_every_task_is_a_suite(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row["length"] for row in facts["qa"]["lengths"]] == [1024]
 
 
+def test_a_length_without_room_is_refused_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "pico", "--suite", "multi-key,tracking", "--lengths", "8K,200"]) == 2
+    assert "a length is 200 tokens; multi-key needs at least" in capsys.readouterr().err
+
+
 def test_too_few_samples() -> None:
     with pytest.raises(ValueError, match="--samples is 0"):
         evaluate_long(None, None, long_task("qa"), lengths=(64,), samples=0)  # type: ignore[arg-type]
