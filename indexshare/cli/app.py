@@ -7,11 +7,9 @@ Anything else is a defect of ours and keeps its traceback.
 
 from __future__ import annotations
 
-import io
-import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from cyclopts import App, CycloptsError
 
@@ -24,13 +22,17 @@ from indexshare.cli.evaluate import evaluate
 from indexshare.cli.export import export
 from indexshare.cli.generate import generate
 from indexshare.cli.info import info
+from indexshare.cli.models import models
 from indexshare.cli.plan import plan
+from indexshare.cli.score import score
+from indexshare.cli.shell import shell_completion
+from indexshare.cli.streams import complain, drop_output, open_streams
+from indexshare.cli.tokenize import tokenize
 from indexshare.cli.train import train
 from indexshare.cli.verify import verify
-from indexshare.config.environment import Environment, read_environment
+from indexshare.config.environment import Environment, ignore_useless_columns, read_environment
 
 EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
 
 
 def build_app() -> App:
@@ -38,22 +40,27 @@ def build_app() -> App:
     app = App(
         name="indexshare",
         version=__version__,
+        version_flags=["--version", "-V"],
         help="Long-context models with a shared sparse-attention index: run, inspect and train them.",
         help_epilogue="`indexshare VERB --help` explains a verb.",
         suppress_keyboard_interrupt=False,
     )
-    for verb in (complete, generate, info, plan, verify, train, curve, export, bench, doctor):
+    for verb in (complete, generate, score, tokenize, models, info, plan, verify, train, curve, export, bench, doctor):
         app.command(verb)
     app.command(evaluate, name="eval")
+    app.command(shell_completion)
     return app
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command on `argv` (the process's arguments unless given) and return its exit code."""
+def run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
+    """The command on `argv` (the process's arguments if None), with errors as lines; Ctrl+C is the caller's.
+
+    `interrupted` says whether an error is the work of Ctrl+C.
+    """
     environment = Environment()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a narrow terminal encoding is no reason to stop in the middle
     try:
+        open_streams()
+        ignore_useless_columns()
         environment = read_environment()
         if environment.cpu_level:
             from indexshare.ops.native import limit_level
@@ -63,17 +70,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = build_app()(tokens, exit_on_error=False, print_error=False, result_action="return_value")
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our output (`| head`) is gone: not an error. Python would complain again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output (`| head`) is gone: not an error
+        drop_output()
         return 0
     except (CycloptsError, ValueError, OSError, FloatingPointError) as error:
+        if interrupted():
+            raise KeyboardInterrupt from error
         if environment.debug:
             traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
+        complain(f"error: {one_line(error)}")
+        drop_output()
         return EXIT_USER_ERROR
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from indexshare.cli.output import console, note, print_json, print_pairs, print_table, size
+from indexshare.text.files import plural
 
 if TYPE_CHECKING:
     from indexshare.measure.ceilings import Bound, Ceilings
@@ -129,7 +130,7 @@ def _show(report: BenchReport) -> None:
     print_pairs(
         f"{subject.name}: {weights}, {dtype}, threads: {settings.threads}, {report.date}",
         [
-            ("processor", f"{report.machine['processor']}, {report.machine['cores']} cores usable"),
+            ("processor", f"{report.machine['processor']}, {plural(report.machine['cores'], 'core')} usable"),
             ("load before", f"{report.machine['load_average']:.2f} processes on average"),
             ("checks", ", ".join(f"{c.what} {'ok' if c.passed else 'WRONG'}" for c in report.gate)),
         ],

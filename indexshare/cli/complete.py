@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from indexshare.cli.measuring import Status
 from indexshare.cli.options import ModelOptions, SamplingOptions
 from indexshare.cli.output import note, print_json
 from indexshare.cli.streaming import as_json, write_each
@@ -67,7 +68,7 @@ def complete(
         sampling.announce(params, defaults)
     llm = options.load(tokenizer, cache_tokens=len(prompt) + params.max_tokens if len(each_sample) == 1 else None)
     if not json:
-        described = f"{len(prompt):,} tokens of context from {plural(len(packed.files), 'file')}"
+        described = f"{plural(len(prompt), 'token')} of context from {plural(len(packed.files), 'file')}"
         write_each(llm, [prompt] * len(each_sample), each_sample, lambda output: described)
         return
     texts = [as_json(output, tokenizer) for output in llm.generate([prompt] * len(each_sample), each_sample)]
@@ -116,24 +117,27 @@ def _pack(cursor: Cursor, root: Path | None, tokenizer: Tokenizer, budget: int) 
     from indexshare.text.tokenizer import file_header
 
     # A new file alone in its folder is no mistake; a folder that was named and holds no text is one.
-    tree = read_tree(cursor.path.parent if root is None else root, may_be_empty=root is None)
-    return pack_context(
-        tree.files,
-        target_name=tree.name_of(cursor.path),
-        before_cursor=cursor.before,
-        budget=budget,
-        count_tokens=lambda text: len(tokenizer.encode(text, parse_special=False)),
-        header=file_header,
-        separator_tokens=len(_separator(tokenizer)),
-        skipped=tree.skipped,
-    )
+    near = cursor.path.parent
+    with Status() as status:
+        tree = read_tree(near if root is None else root, may_be_empty=root is None, near=near, progress=status)
+        status("choosing among", plural(len(tree.files), "file"))
+        return pack_context(
+            tree.files,
+            target_name=tree.name_of(cursor.path),
+            before_cursor=cursor.before,
+            budget=budget,
+            count_tokens=lambda text: len(tokenizer.encode(text, parse_special=False)),
+            header=file_header,
+            separator_tokens=len(_separator(tokenizer)),
+            skipped=tree.skipped,
+        )
 
 
 def _announce(cursor: Cursor, packed: PackedContext) -> None:
     """Before the long work: what is in the context and what is not."""
     cut = packed.files[0]
     note(
-        f"{cursor.path}:{cursor.line}:{cursor.column}: {packed.tokens:,} tokens of context, "
+        f"{cursor.path}:{cursor.line}:{cursor.column}: {plural(packed.tokens, 'token')} of context, "
         f"{plural(len(packed.files), 'file')}, {len(packed.left_out)} left out for lack of room"
         + (f", {cut.name} cut to {cut.lines} of {cut.total_lines} lines" if cut.lines < cut.total_lines else "")
     )

@@ -12,6 +12,7 @@ from indexshare import __version__
 from indexshare.cli.output import console, print_json, print_pairs, size
 from indexshare.config.shipped import shipped_models
 from indexshare.planner import machine
+from indexshare.text.files import plural
 
 REQUIRED = {
     "torch": "tensors",
@@ -132,10 +133,10 @@ def _show(report: dict[str, Any]) -> None:
         [
             ("indexshare", report["indexshare"]),
             ("Python", f"{report['python']} on {report['system']}"),
-            ("processor", f"{report['cpu']}, {report['cores']} cores usable"),
+            ("processor", f"{report['cpu']}, {plural(report['cores'], 'core')} usable"),
             ("instructions", f"{has} (not: {lacks})" if lacks else has if features else "not known"),
             ("memory", memory),
-            ("C++ compiler", report["compiler"] or "none: the torch implementations run"),
+            ("C++ compiler", report["compiler"] or _without_compiler(report["operations"])),
             ("torch", _torch_line(torch)),
             ("CUDA", _cuda_line(torch)),
         ],
@@ -156,10 +157,16 @@ def _show(report: dict[str, Any]) -> None:
     out.print("Ready." if report["ready"] else "Not ready: " + _what_is_wrong(report))
 
 
+def _without_compiler(operations: list[dict[str, str]]) -> str:
+    if any(row["implementation"] == "cpu" for row in operations):
+        return "none; the C++ kernels in use were compiled before"
+    return "none: the torch implementations run"
+
+
 def _torch_line(torch: dict[str, Any]) -> str:
     if "error" in torch:
         return torch["error"]
-    return f"{torch['version']}, {torch['threads']} threads, {torch['cpu_capability']} code on the CPU"
+    return f"{torch['version']}, {plural(torch['threads'], 'thread')}, {torch['cpu_capability']} code on the CPU"
 
 
 def _cuda_line(torch: dict[str, Any]) -> str:

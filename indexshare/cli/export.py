@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from indexshare.cli.output import console, note, print_json, print_pairs, size
+from indexshare.text.files import plural
 
 
 def export(
@@ -61,7 +62,7 @@ def export(
         pairs.append(("left in BF16", ", ".join(report.not_quantized[:3]) + rest + " (rows no multiple of 32)"))
     if report.dropped:
         name, reason = next(iter(report.dropped.items()))
-        pairs.append(("left out", f"{len(report.dropped)} tensors, such as {name} ({reason})"))
+        pairs.append(("left out", f"{plural(len(report.dropped), 'tensor')}, such as {name} ({reason})"))
     print_pairs(str(report.path), pairs, to=console())
     for text in report.notes:
         note(f"note: {text}")

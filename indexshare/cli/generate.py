@@ -12,6 +12,7 @@ from indexshare.cli.options import ModelOptions, SamplingOptions
 from indexshare.cli.output import note, print_json
 from indexshare.cli.prompts import JobMaker, read_prompt
 from indexshare.cli.streaming import as_json, write_each
+from indexshare.text.files import plural
 
 
 def generate(
@@ -63,7 +64,7 @@ def generate(
         ]
         print_json({"model": options.model, "completions": completions})
     else:
-        write_each(llm, inputs, params, lambda output: f"{output.stats.prompt_tokens:,} tokens of prompt")
+        write_each(llm, inputs, params, lambda output: f"{plural(output.stats.prompt_tokens, 'token')} of prompt")
 
 
 def _generate_lines(
@@ -80,4 +81,5 @@ def _generate_lines(
     if json:
         print_json(done)
     elif out is not None:
-        note(f"{done['completions']:,} results of {done['prompts']:,} prompts in {out}")
+        results = plural(done["completions"], "result")
+        note(f"{results} of {plural(done['prompts'], 'prompt')} in {out}")

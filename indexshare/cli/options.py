@@ -138,7 +138,7 @@ class SamplingOptions:
     frequency_penalty: float | None = None
     seed: int | None = None
     stop: Annotated[tuple[str, ...], Parameter(negative="")] = ()
-    ignore_eos: Annotated[bool | None, Parameter(negative="")] = None
+    ignore_eos: Annotated[bool, Parameter(negative="")] = False
     logprobs: int | None = None
     samples: Annotated[int, Parameter(name=["--samples", "-n"])] = 1
 
@@ -151,7 +151,8 @@ class SamplingOptions:
 
         said = defaults.sampling()
         options = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "samples"}
-        given = {name: value for name, value in options.items() if value is not None and value != ()}
+        given = {name: value for name, value in options.items() if value is not None and value is not False}
+        given = {name: value for name, value in given.items() if value != ()}
         plain = {"temperature": 1.0 if defaults.samples else 0.0}
         return SamplingParams(**(plain | said | given | own))
 

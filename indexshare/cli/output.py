@@ -44,22 +44,28 @@ def print_pairs(title: str, pairs: Iterable[tuple[str, str]], *, to: Console) ->
     to.print(table)
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, to: Console) -> None:
-    """A table whose first column is left-aligned and the others right-aligned."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], *, to: Console, text: Sequence[int] = (0,)
+) -> None:
+    """A table whose `text` columns (the first unless given) are left-aligned and the others right-aligned.
+
+    Without a title it begins with the names of the columns.
+    """
     if not to.is_terminal:
         cells = [columns, *rows]
         widths = [max(len(row[n]) for row in cells) for n in range(len(columns))]
         lines = [
             "  ".join(
-                cell.rjust(w) if n else cell.ljust(w) for n, (cell, w) in enumerate(zip(row, widths, strict=True))
+                cell.ljust(w) if n in text else cell.rjust(w)
+                for n, (cell, w) in enumerate(zip(row, widths, strict=True))
             )
             for row in cells
         ]
-        print_lines([title, *lines], to=to)
+        print_lines([title, *lines] if title else lines, to=to)
         return
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for position, column in enumerate(columns):
-        table.add_column(column, justify="right" if position else "left", header_style="cyan", no_wrap=True)
+        table.add_column(column, justify="left" if position in text else "right", header_style="cyan", no_wrap=True)
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     to.print(table)
@@ -81,8 +87,13 @@ def write(text: str) -> None:
 
     A model may write any bytes, and escape sequences could do anything to a terminal.
     """
-    sys.stdout.write(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """The text with every control character but line breaks and tabs as U+FFFD."""
+    return text.translate(_CONTROL)
 
 
 def size(num_bytes: float) -> str:

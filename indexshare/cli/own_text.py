@@ -131,7 +131,7 @@ def _plan_pairs(prepared: Prepared, folder: Path) -> list[tuple[str, str]]:
         files, num_bytes, tokens = (data.summary[f"{side}_{unit}"] for unit in ("files", "bytes", "tokens"))
         pairs.append((name, f"{plural(files, 'file')}, {num_bytes:,} bytes, {tokens:,} tokens"))
     pairs += [("note", line) for line in data.notes]
-    rows = f"{plan.recipe().stages[0].rows} rows of {plan.length:,} tokens"
+    rows = f"{plural(plan.recipe().stages[0].rows, 'row')} of {plan.length:,} tokens"
     pairs += [
         ("start", plan.asked.start),
         ("updates", f"{plan.updates:,}, each {rows}; {prepared.passes:.1f} passes over the text"),

@@ -9,8 +9,10 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from indexshare.cli.measuring import progress_line
 from indexshare.cli.output import console, note, print_table, size, write
 from indexshare.planner.machine import peak_memory_bytes
+from indexshare.text.files import plural
 
 if TYPE_CHECKING:
     from indexshare.engine.llm import LLM
@@ -23,17 +25,8 @@ class ReadingBar(AbstractContextManager["ReadingBar"]):
     """A bar on standard error while the prompt is read, gone when the first token comes; terminals only."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        out = console(stderr=True)
-        self._progress = Progress(
-            TextColumn("reading"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f} of {task.total:,.0f} tokens, {task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=out,
-            transient=True,
-            disable=not out.is_terminal,
+        self._progress = progress_line(
+            "reading", "{task.completed:,.0f} of {task.total:,.0f} tokens, {task.fields[rate]}"
         )
         self._task = self._progress.add_task("", total=1, rate="")
         self._began = time.perf_counter()
@@ -106,7 +99,7 @@ def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
     saved = f" ({stats.index_passes_saved / passes:.0%} saved)" if passes else ""
     return [
         f"{context}; prefill {stats.prefill_s:.1f} s, {stats.prefill_tokens_per_s:,.0f} tokens/s; "
-        f"{stats.completion_tokens:,} tokens written, {stats.decode_tokens_per_s:,.1f} tokens/s",
+        f"{plural(stats.completion_tokens, 'token')} written, {stats.decode_tokens_per_s:,.1f} tokens/s",
         f"index passes {stats.index_passes_run:,} run, {stats.index_passes_saved:,} spared{saved}; "
         f"{stats.share_attended:.1%} of tokens attended; peak memory {size(peak_memory_bytes())}",
     ]
@@ -154,4 +147,4 @@ def show_logprobs(entries: Sequence[TokenLogprobs], tokenizer: Tokenizer) -> Non
         own = repr(token_text(entry.token_id, tokenizer))
         rows.append((own, f"{entry.logprob:.4f}", f"{math.exp(entry.logprob):.1%}", others))
     columns = ("token", "log-probability", "probability", "most likely")
-    print_table("tokens by the model's own distribution", columns, rows, to=console(stderr=True))
+    print_table("tokens by the model's own distribution", columns, rows, to=console(stderr=True), text=(0, 3))

@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from indexshare.cli.measuring import MeasuringBar
 from indexshare.cli.output import console, print_json, print_lines, print_pairs, print_table
+from indexshare.text.files import plural
 
 if TYPE_CHECKING:
     from indexshare.config.model import ModelConfig
@@ -206,7 +207,7 @@ def _show(model: str, found: Diagnosis) -> None:
     pairs += [(hypothesis.name, hypothesis.says) for hypothesis in found.found]
     if found.found:
         pairs.append(("left", f"{found.left:.3g}"))
-    print_pairs(f"{model}: {found.tokens} tokens, index_topk {found.index_topk}", pairs, to=out)
+    print_pairs(f"{model}: {plural(found.tokens, 'token')}, index_topk {found.index_topk}", pairs, to=out)
     if found.attempts:
         out.print()
         rows = [[" + ".join(attempt.names), f"{attempt.difference:.3g}"] for attempt in found.attempts[:8]]

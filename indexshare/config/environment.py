@@ -46,6 +46,12 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     )
 
 
+def ignore_useless_columns() -> None:
+    """Forget `COLUMNS=0`, which some editors and schedulers set where they know no width: it would be taken for one."""
+    if os.environ.get("COLUMNS", "").strip("0") == "":
+        os.environ.pop("COLUMNS", None)
+
+
 def _switch(name: str, variables: Mapping[str, str]) -> bool:
     value = variables.get(name, "")
     if value not in _SWITCH:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from indexshare.config.arguments import plain_integer
+from indexshare.text.files import plural
 
 
 class CapacityError(ValueError):
@@ -54,16 +55,16 @@ def check_capacity(
     total = prompt_len + max_tokens
     if prompt_len >= max_context:
         raise CapacityError(
-            f"{name} has {prompt_len} tokens, but the context holds {max_context}, of which at least one is "
+            f"{name} has {plural(prompt_len, 'token')}, but the context holds {max_context}, of which at least one is "
             f"generated; shorten it to at most {max_context - 1}, or raise max_context if the model allows it"
         )
     if total > max_context:
         raise CapacityError(
-            f"{name}: {prompt_len} prompt tokens + max_tokens {max_tokens} = {total} exceed the context of "
+            f"{name}: {plural(prompt_len, 'prompt token')} + max_tokens {max_tokens} = {total} exceed the context of "
             f"{max_context}; set max_tokens to at most {max_context - prompt_len} or shorten the prompt"
         )
     if total - 1 > cache_tokens:  # the last generated token needs no room
         raise CapacityError(
-            f"{name}: {prompt_len} prompt tokens + max_tokens {max_tokens} take {total - 1} cache slots, but "
+            f"{name}: {plural(prompt_len, 'prompt token')} + max_tokens {max_tokens} take {total - 1} cache slots, but "
             f"the cache has {cache_tokens}; raise cache_tokens, lower max_tokens or shorten the prompt"
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from torch import Tensor
 
@@ -19,7 +19,9 @@ from indexshare.engine.request import Request
 from indexshare.engine.runner import Model, Runner
 from indexshare.engine.sampler import Draw, non_finite_rows, sample, token_logprobs
 from indexshare.engine.scheduler import PREFILL_CHUNK, Row, Scheduler
+from indexshare.engine.scoring import Scorer
 from indexshare.engine.text import TextAssembler
+from indexshare.text.files import plural
 from indexshare.text.tokenizer import Tokenizer
 
 
@@ -117,6 +119,9 @@ class Engine:
         self.allocator = BlockAllocator(cache.num_blocks, cache.block_size)
         self.scheduler = Scheduler(self.allocator, token_budget=token_budget, max_running=max_running)
         self.runner = Runner(model, cache, full_attention_below=full_attention_below)
+        self._scorer = Scorer(
+            model, cache, self.allocator, chunk=token_budget, full_attention_below=full_attention_below
+        )
         eos = set(model.config.eos_token_ids if eos_ids is None else eos_ids)
         if tokenizer is not None:
             eos.update(tokenizer.eos_ids)
@@ -163,6 +168,13 @@ class Engine:
             self.scheduler.add(request)
             self._generations[request] = generation
         return generation
+
+    def score(
+        self, ids: Sequence[int], first: int, *, top: int = 0, progress: Callable[[int], None] | None = None
+    ) -> list[TokenLogprobs]:
+        """Log-probabilities of `ids[first:]` between two steps of the others; arguments and errors as in `Scorer`."""
+        with self._lock:
+            return self._scorer.score(ids, first, top=top, progress=progress)
 
     def abort(self, generation: Generation) -> None:
         """End a request now and free its blocks; nothing happens if it has ended already."""
@@ -222,7 +234,7 @@ class Engine:
         generation = self._generations[request]
         if drawn is None:
             generation.error = ValueError(
-                f"{generation.name}: the logits after {len(request.tokens)} tokens are NaN or infinite; "
+                f"{generation.name}: the logits after {plural(len(request.tokens), 'token')} are NaN or infinite; "
                 "check the weights for NaN, or load the model in a wider dtype such as float32"
             )
             reason: str | None = "abort"

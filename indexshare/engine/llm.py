@@ -21,6 +21,7 @@ from indexshare.engine.params import SamplingParams
 from indexshare.engine.progress import GenerationProgress
 from indexshare.engine.prompts import Prompt, as_batch, as_settings
 from indexshare.engine.scheduler import PREFILL_CHUNK
+from indexshare.engine.scoring import TextScore, score_windows
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
 
@@ -190,6 +191,48 @@ class LLM:
             requests.append((ids, chosen, name))
         return requests
 
+    def score(
+        self,
+        text: Prompt,
+        *,
+        after: Prompt | None = None,
+        top: int = 0,
+        window: int | None = None,
+        stride: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> TextScore:
+        """How likely the model finds a text, token by token, in its own distribution.
+
+        A text that the context does not hold is scored in windows that overlap by half.
+
+        Args:
+            text: a text, in which names of special tokens are ordinary text, or token ids. Before it stands what the
+                tokenizer's post-processor puts before every text.
+            after: what stands before it and is not scored.
+            top: most likely tokens to give for each place.
+            window: most tokens read in one pass: `max_context`, or what the cache holds, unless given.
+            stride: tokens by which the windows move on: half a window unless given.
+            progress: called with (tokens read, tokens to read in all passes).
+
+        Raises:
+            ValueError: an empty text, one token with nothing before it, or a `window` or `stride` out of range.
+        """
+        before = [] if self.tokenizer is None else [*self.tokenizer.around[0]]
+        before += [] if after is None else self._plain_ids(after, "after")
+        own = self._plain_ids(text, "text")
+        if len(before) + len(own) < 2:
+            raise ValueError("the text is one token with nothing before it; give more text, or something before it")
+        most = min(self.max_context, self.cache.num_tokens)
+        window = as_integer("window", most if window is None else window, low=1, high=most)
+        stride = as_integer("stride", max(1, window // 2) if stride is None else stride, low=1, high=window)
+        found = score_windows(
+            self.engine.score, [*before, *own], len(before), top=top, window=window, stride=stride, progress=progress
+        )
+        if self.tokenizer is None:
+            return found
+        known = (i for i in own[0 if before else 1 :] if i < self.tokenizer.vocab_size)
+        return replace(found, num_bytes=sum(len(self.tokenizer.token_bytes(i)) for i in known))
+
     def stream(
         self,
         prompt: Prompt,
@@ -250,6 +293,12 @@ class LLM:
         """`params` with a `max_tokens` that nobody asked for cut to the room there is."""
         room = min(self.max_context, self.cache.num_tokens + 1) - len(ids)
         return replace(params, max_tokens=max(1, min(params.max_tokens, room)))
+
+    def _plain_ids(self, text: Any, name: str) -> list[int]:
+        """Ids of a text with nothing around it, in which names of special tokens are text; or checked ids."""
+        if isinstance(text, str) and self.tokenizer is not None:
+            text = self.tokenizer.encode(text, parse_special=False)
+        return self._encode(text, name)
 
     def _encode(self, prompt: Any, name: str) -> list[int]:
         if isinstance(prompt, str):

@@ -12,6 +12,7 @@ from indexshare.checkpoint.load import load_model
 from indexshare.config.generation import GENERATION_FILE, GENERATION_KEYS, GenerationDefaults
 from indexshare.config.shipped import model_directory
 from indexshare.model.glm import GlmMoeDsa
+from indexshare.ops.native import native
 from indexshare.text.tokenizer import Tokenizer
 
 
@@ -48,6 +49,8 @@ def load_with_tokenizer(
             raise ValueError("dtype and device apply to a model that is loaded; convert this one with model.to(...)")
         if weights is not None:
             raise ValueError("weights applies to a model that is loaded; call quantize_weights on this one")
+    if loaded.embed_tokens.weight.device.type == "cpu":
+        native()  # kernels that have to be compiled first are compiled now, not in the middle of a prompt
     if isinstance(tokenizer, str | Path):
         tokenizer = Tokenizer.load(tokenizer)
     if tokenizer is not None and tokenizer.vocab_size > loaded.config.vocab_size:

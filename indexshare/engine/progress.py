@@ -40,13 +40,17 @@ class GenerationProgress:
     def _open_bar(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.table import Column
+
+        def line() -> Column:
+            return Column(no_wrap=True, overflow="ellipsis")  # a narrow terminal shows less, on as many lines
 
         self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
+            TextColumn("{task.description}", table_column=line()),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(table_column=line()),
+            TextColumn("{task.fields[rate]}", table_column=line()),
+            TimeRemainingColumn(compact=True, table_column=line()),
             console=Console(stderr=True),
         )
         most = sum(g.request.params.max_tokens for g in self._generations)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -24,6 +25,7 @@ from functools import cache
 from pathlib import Path
 
 _HERE = Path(__file__).parent
+_log = logging.getLogger(__name__)
 PACKAGE = _HERE.parent
 _COMPILERS = ("c++", "g++", "clang++")
 _FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
@@ -161,6 +163,7 @@ def build(directory: Path, level: Level) -> Path:
     if compiler is None:
         raise OSError(f"no C++ compiler found (looked for {', '.join(_COMPILERS)})")
     directory.mkdir(parents=True, exist_ok=True)
+    _log.warning("compiling the C++ kernels for %s, which takes about half a minute; later runs find them", level.name)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         try:
             library = _compile(compiler, Path(scratch), level, threads=True)

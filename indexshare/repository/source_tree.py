@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from indexshare.text.files import (
 )
 
 MAX_TREE_BYTES = 64_000_000  # what is read at most to choose from; a million-token context is about 4 MB
+MAX_TREE_FILES = 20_000  # files and folders that are looked at
+Progress = Callable[[str, str], None]  # (what is being done, to which file or folder)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,12 +125,17 @@ def read_tree(
     *,
     max_file_bytes: int = MAX_FILE_BYTES,
     max_tree_bytes: int = MAX_TREE_BYTES,
+    max_tree_files: int = MAX_TREE_FILES,
     may_be_empty: bool = False,
+    near: Path | None = None,
+    progress: Progress | None = None,
 ) -> SourceTree:
-    """Read every text file below a folder, in the order of names.
+    """Read the text files below a folder, in the order of names.
 
-    Hidden and generated folders, links that lead out of the folder or to a file already taken, binary, empty,
-    oversized and unreadable files are skipped and listed. Links to folders are not followed.
+    At most `max_tree_files` files are looked at: those of `near` (a folder below `root`) and of the folders above it
+    first, then folder by folder, the upper ones first; where that ends it, `skipped` says so. Hidden and generated
+    folders, links that lead out of the folder or to a file already taken, binary, empty, oversized and unreadable files
+    are skipped and listed. Links to folders are not followed.
 
     Raises:
         FileNotFoundError, NotADirectoryError: `root` is not a folder.
@@ -136,9 +145,9 @@ def read_tree(
         raise FileNotFoundError(f"the context folder {root} does not exist")
     if not root.is_dir():
         raise NotADirectoryError(f"the context {root} is a file; expected a folder")
-    paths, left_out = _walk(root)
+    paths, left_out = _walk(root, max_tree_files, near, progress)
     base, files, taken, total = naming_base(root), [], set[Path](), 0
-    for path in sorted(paths, key=lambda p: (p.is_symlink(), p)):  # a file keeps its own name, not a link's
+    for path in sorted(paths, key=Path.is_symlink):  # a file keeps its own name, not a link's
         name = displayable(_name(path, base))
         try:
             resolved = _inside(path, root, taken)
@@ -153,6 +162,8 @@ def read_tree(
             continue
         taken.add(resolved)
         total += len(found)
+        if progress is not None:
+            progress("reading", name)
         files.append(SourceFile(name=name, text=found.rstrip("\n") + "\n"))
     if not files and not may_be_empty:
         why = f": {left_out[0].name}: {left_out[0].reason}" if left_out else ""
@@ -165,29 +176,67 @@ def read_tree(
     )
 
 
-def _walk(root: Path) -> tuple[list[Path], list[SkippedFile]]:
-    """All file paths below `root`, and the folders that were not entered."""
+def _walk(root: Path, most: int, near: Path | None, progress: Progress | None) -> tuple[list[Path], list[SkippedFile]]:
+    """File paths below `root`, and the folders that were not entered."""
     base, paths, left_out = naming_base(root), list[Path](), list[SkippedFile]()
-
-    def refused(error: OSError) -> None:
-        left_out.append(skipped(displayable(_name(Path(error.filename or root), base)), error))
-
-    for folder, subfolders, names in os.walk(root, onerror=refused):
-        here = Path(folder)
-        for sub in list(subfolders):
-            reason = ""
-            if sub.startswith("."):
-                reason = "hidden folder"
-            elif sub in GENERATED_FOLDERS:
-                reason = "generated or installed files"
-            elif (here / sub).is_symlink():
-                reason = "link to a folder, not followed"
-            if reason:
-                subfolders.remove(sub)
-                name = displayable(_name(here / sub, base))
+    waiting, seen = deque([*_way_down(root, near), root]), set[Path]()
+    while waiting:
+        folder = waiting.popleft()
+        if folder in seen:
+            continue
+        seen.add(folder)
+        if progress is not None:
+            progress("looking into", displayable(str(folder)))
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            left_out.append(skipped(displayable(_name(folder, base)), error))
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            if not _is_folder(entry):
+                paths.append(path)
+            elif reason := _closed(entry):
+                name = displayable(_name(path, base))
                 left_out.append(skipped(name, NotText(reason), routine="link" not in reason))
-        paths += [here / name for name in names]
+            else:
+                waiting.append(path)
+        if len(paths) >= most or len(seen) >= most:
+            rest = f"more than {most:,} files or folders; the others were not looked at, name a smaller folder"
+            return paths[:most], [
+                *left_out,
+                SkippedFile(name=displayable(str(root)), reason=rest, kind="too many files"),
+            ]
     return paths, left_out
+
+
+def _way_down(root: Path, near: Path | None) -> list[Path]:
+    """The folder `near` and those above it as far as `root`, the nearest first; none where it does not lie below."""
+    if near is None or not near.resolve().is_relative_to(root.resolve()):
+        return []
+    inner = near.resolve().relative_to(root.resolve())
+    way = [root / part for part in (inner, *inner.parents) if not any(map(_is_closed_name, part.parts))]
+    return [folder for folder in way if folder != root]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links is found when the file is read
+        return False
+
+
+def _is_closed_name(name: str) -> bool:
+    return name.startswith(".") or name in GENERATED_FOLDERS
+
+
+def _closed(entry: os.DirEntry[str]) -> str:
+    """Why a folder is not entered; empty for one that is."""
+    if entry.name.startswith("."):
+        return "hidden folder"
+    if entry.name in GENERATED_FOLDERS:
+        return "generated or installed files"
+    return "link to a folder, not followed" if entry.is_symlink() else ""
 
 
 def _name(path: Path, base: Path) -> str:

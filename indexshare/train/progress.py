@@ -87,7 +87,7 @@ class Reporter:
     def progress(self, line: str) -> None:
         """The line that moves."""
         if self._live is not None:
-            self._live.update(Text(line))
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"))
         elif time.monotonic() - self._last >= _PLAIN_SECONDS:
             self._last = time.monotonic()
             self.say(line)

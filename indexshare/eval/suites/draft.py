@@ -9,6 +9,7 @@ from indexshare.eval import plots
 from indexshare.eval.draft import DEFAULT_TOKENS, DraftReport, check_draft, evaluate_draft
 from indexshare.eval.subject import Subject
 from indexshare.eval.suites.base import Pairs, Panel, Stage, Suite, SuiteSettings, Table, figure
+from indexshare.text.files import plural
 
 
 class DraftSuite(Suite[DraftReport]):
@@ -38,7 +39,7 @@ class DraftSuite(Suite[DraftReport]):
             for step, (this, chain) in enumerate(zip(report.agreement, report.accepted, strict=True), 1)
         ]
         title = (
-            f"draft layer against trunk, {report.tokens:,} tokens of {report.files} files "
+            f"draft layer against trunk, {report.tokens:,} tokens of {plural(report.files, 'file')} "
             f"(the trunk itself is right at {report.trunk_right.value:.1%})"
         )
         return [Table(title, ("step", "agrees", "accepted up to this step"), rows)]

@@ -37,6 +37,7 @@ from indexshare.eval.suites.base import (
     between,
     figure,
 )
+from indexshare.text.files import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def _bits_table(model: str, report: HeldOutReport) -> Pairs:
     price = f"{report.price_of_sparsity:+.2%}{between(report.price_interval, '+.2%', **inside)}"
     below = f"{report.below_xz:.1%} below{between(report.below_xz_interval, '.1%', **inside)}"
     return Pairs(
-        f"{model} on {report.files} files, {report.num_bytes:,} bytes (intervals: 95 %, over files)",
+        f"{model} on {plural(report.files, 'file')}, {report.num_bytes:,} bytes (intervals: 95 %, over files)",
         [
             ("bits per byte", f"{report.sparse:.4f}{between(report.sparse_interval, '.4f')}"),
             ("  full attention", f"{report.full:.4f} (the selection costs {price})"),
@@ -137,7 +138,7 @@ def _position_table(report: HeldOutReport) -> Table:
         (f"{low:,}-{high:,}", f"{bits:.4f}")
         for low, high, bits in zip(edges, edges[1:], report.position_bits, strict=False)
     ]
-    return Table(f"bits per token by position, {report.windows} windows", ("position", "bits"), rows)
+    return Table(f"bits per token by position, {plural(report.windows, 'window')}", ("position", "bits"), rows)
 
 
 def _price_table(report: PriceReport) -> Table:
@@ -153,7 +154,7 @@ def _price_table(report: PriceReport) -> Table:
         for row in report.rows
     ]
     return Table(
-        f"bits per byte by context, the same {report.tokens:,} tokens of {report.files} files",
+        f"bits per byte by context, the same {report.tokens:,} tokens of {plural(report.files, 'file')}",
         ("context", "selection", "full", "price of sparsity", "every layer Full", "price of sharing"),
         rows,
     )
@@ -164,7 +165,7 @@ def _draw_positions(axes: Any, report: HeldOutReport) -> None:
     axes.stairs(report.position_bits, edges, baseline=None)
     axes.set_xscale("log", base=2)
     axes.set_xlim(max(1, edges[1] // 2), edges[-1])
-    axes.set(xlabel="position", ylabel="bits per token", title=f"by position, {report.windows} windows")
+    axes.set(xlabel="position", ylabel="bits per token", title=f"by position, {plural(report.windows, 'window')}")
     axes.grid(alpha=0.3)
 
 

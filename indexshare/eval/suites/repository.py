@@ -9,6 +9,7 @@ from indexshare.eval.forward import check_length
 from indexshare.eval.repository import DEFAULT_FILES, RepositoryReport, evaluate_repository
 from indexshare.eval.subject import Subject
 from indexshare.eval.suites.base import Pairs, Panel, Stage, Suite, SuiteSettings, Table, figure
+from indexshare.text.files import plural
 
 
 class RepositorySuite(Suite[RepositoryReport]):
@@ -41,7 +42,7 @@ class RepositorySuite(Suite[RepositoryReport]):
         behind = f"behind {report.mean_context_tokens:,.0f} of their package on average"
         return [
             Pairs(
-                f"{report.files} held-out files with the rest of their package in {report.context:,} tokens",
+                f"{plural(report.files, 'held-out file')} with the rest of their package in {report.context:,} tokens",
                 [
                     ("bits per byte, alone", figure(report.alone, ".4f")),
                     ("  with the package", figure(report.with_package, ".4f")),

@@ -14,7 +14,18 @@ import indexshare
 from indexshare.config.environment import Environment, read_environment
 
 ROOT = Path(__file__).resolve().parents[3]
-VERBS = ("bench", "complete", "doctor", "export", "generate", "info")  # those that report take --json
+# Those that report take --json.
+VERBS = (
+    "bench",
+    "complete",
+    "doctor",
+    "export",
+    "generate",
+    "info",
+    "models",
+    "score",
+    "tokenize",
+)  # those that report take --json
 
 
 def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -70,12 +81,26 @@ def test_a_terminal_that_cannot_show_a_character_gets_a_question_mark() -> None:
 
 
 def test_help_and_version(run: Callable[..., Any]) -> None:
-    assert run("--version").out.strip() == indexshare.__version__
+    for flag in ("--version", "-V"):
+        assert run(flag).out.strip() == indexshare.__version__
     for arguments in ((), ("--help",)):
         text = run(*arguments).out
         assert all(verb in text for verb in (*VERBS, "train"))
     for verb in VERBS:
         assert "--json" in run(verb, "--help").out
+
+
+def test_a_shell_completes_verbs_and_options(run: Callable[..., Any], tmp_path: Path) -> None:
+    for shell, words in (("zsh", "#compdef"), ("fish", "complete -c indexshare"), ("powershell", "ArgumentCompleter")):
+        assert words in run("shell-completion", shell).out
+    script = tmp_path / "completion.bash"
+    script.write_text(run("shell-completion", "bash").out)
+    for typed, expected in ((["gen"], "generate"), (["eval", "--sui"], "--suite"), (["score", "--stri"], "--stride")):
+        words = " ".join(["indexshare", *typed])
+        program = f"source {script}; COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _indexshare; echo ${{COMPREPLY[@]}}"
+        found = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60)
+        assert found.stdout.split() == [expected], found.stderr
+    assert "expected" in run("shell-completion", "tcsh").err or run("shell-completion", "tcsh").code == 2
 
 
 def test_an_unknown_verb_is_an_error(run: Callable[..., Any]) -> None:
