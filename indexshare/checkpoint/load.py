@@ -19,6 +19,7 @@ from indexshare.checkpoint.matching import Match, Matching, match_tensors
 from indexshare.checkpoint.names import checkpoint_tensors
 from indexshare.checkpoint.save import save_model
 from indexshare.checkpoint.tensor_files import CHUNK_BYTES, StoredTensor, TensorReader, read_directory
+from indexshare.checkpoint.values import is_finite
 from indexshare.config.model import ModelConfig
 from indexshare.config.shipped import model_directory
 from indexshare.model.glm import GlmMoeDsa
@@ -167,14 +168,15 @@ class _Filler:
             self._check(piece, match.stored)
 
     def _check(self, piece: torch.Tensor, stored: StoredTensor) -> None:
-        if not self.check_finite or not piece.numel():
+        if not self.check_finite or is_finite(piece):
             return
-        low, high = torch.aminmax(piece)  # carries NaN through, and is as fast as memory
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise ValueError(
-                f"tensor {stored.name!r} in {stored.file} holds NaN or an infinity"
-                f" (as {_type_name(piece.dtype)}); check_finite=False loads it anyway"
-            )
+        wider = torch.float32 if stored.dtype.itemsize == 1 else stored.dtype
+        narrow = torch.finfo(piece.dtype).max < torch.finfo(wider).max
+        hint = f", or a number too large for it, which dtype={_type_name(wider)!r} holds" if narrow else ""
+        raise ValueError(
+            f"tensor {stored.name!r} in {stored.file} holds NaN or an infinity"
+            f" (as {_type_name(piece.dtype)}){hint}; check_finite=False loads it anyway"
+        )
 
 
 def require_equal(reader: TensorReader, pair: tuple[StoredTensor, StoredTensor]) -> None:

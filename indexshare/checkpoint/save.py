@@ -85,10 +85,10 @@ def _write(file: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _write_weights(folder: Path, tensors: list[TensorToWrite], max_shard_bytes: int) -> None:
+def _write_weights(folder: Path, tensors: list[TensorToWrite], max_shard_bytes: int, check_finite: bool) -> None:
     shards = plan_shards(tensors, max_shard_bytes)
     for name, shard in shards:
-        write_file(folder / name, shard)
+        write_file(folder / name, shard, check_finite=check_finite)
     if len(shards) > 1:
         weight_map = {tensor.name: name for name, shard in shards for tensor in shard}
         total = sum(tensor.nbytes for tensor in tensors)
@@ -179,6 +179,7 @@ def save_model(
     max_shard_bytes: int = 5_000_000_000,
     quantization: Literal["fp8"] | None = None,
     tokenizer_dir: str | Path | None = None,
+    check_finite: bool = True,
 ) -> None:
     """Write a Hugging Face directory that this package, transformers, vLLM, SGLang and llama.cpp read.
 
@@ -195,10 +196,11 @@ def save_model(
         quantization: `"fp8"` stores linear weights as E4M3 with a scale per 128 x 128 block; router, norms,
             embedding, head, `eh_proj` and the indexer's `weights_proj` stay in `dtype`.
         tokenizer_dir: a folder whose tokenizer files are copied instead of those that came with the model.
+        check_finite: refuse weights that are NaN or infinite, or become so in the type of the files.
 
     Raises:
-        ValueError: a setting is not implemented, the target is a file, another process writes there, or a weight to be
-            quantized is not finite.
+        ValueError: a setting is not implemented, the target is a file, another process writes there, or a weight is
+            not finite; the text names it.
         OSError: the disk is full or not writable; what was there before is intact and nothing is left behind.
     """
     target = Path(directory).resolve()
@@ -214,7 +216,7 @@ def save_model(
     tensors = _to_write(model, kind, quantization)
     others = to_save(config, model.companions, tokenizer_dir)
     with folder_lock(target), _replacing(target, needed=sum(tensor.nbytes for tensor in tensors)) as folder:
-        _write_weights(folder, tensors, max_shard_bytes)
+        _write_weights(folder, tensors, max_shard_bytes, check_finite)
         for file, content in others.items():
             _write(folder / file, content)
         _write(folder / CONFIG_FILE, as_json(config.to_dict()))

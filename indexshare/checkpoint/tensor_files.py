@@ -16,6 +16,8 @@ from typing import Any, BinaryIO
 
 import torch
 
+from indexshare.checkpoint.values import narrowed
+
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 CHUNK_BYTES = 16 * 2**20  # what a read or a write holds besides the tensor itself
@@ -248,7 +250,7 @@ class TensorToWrite:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def write_file(file: Path, tensors: Iterable[TensorToWrite]) -> int:
+def write_file(file: Path, tensors: Iterable[TensorToWrite], *, check_finite: bool = True) -> int:
     """Write one safetensors file and flush it to the disk; the same tensors always give the same bytes.
 
     Wide types come first, so that every tensor is aligned, then names in order, as the safetensors library
@@ -256,6 +258,9 @@ def write_file(file: Path, tensors: Iterable[TensorToWrite]) -> int:
 
     Returns:
         Bytes written.
+
+    Raises:
+        ValueError: a value is not finite, or not in its tensor's type, unless `check_finite` is false.
     """
     ordered = sorted(tensors, key=lambda t: (-t.dtype.itemsize, t.name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -274,19 +279,22 @@ def write_file(file: Path, tensors: Iterable[TensorToWrite]) -> int:
         stream.write(len(text).to_bytes(8, "little"))
         stream.write(text)
         for tensor in ordered:
-            _write_values(stream, tensor)
+            _write_values(stream, tensor, check_finite)
         stream.flush()
         os.fsync(stream.fileno())
     return 8 + len(text) + position
 
 
-def _write_values(stream: BinaryIO, tensor: TensorToWrite) -> None:
+def _write_values(stream: BinaryIO, tensor: TensorToWrite, check_finite: bool) -> None:
     values = tensor.produce().detach()
     assert tuple(values.shape) == tensor.shape, tensor.name
     flat = values.reshape(-1)
     step = CHUNK_BYTES // tensor.dtype.itemsize
     for first in range(0, flat.numel(), step):
-        piece = flat[first : first + step].to(device="cpu", dtype=tensor.dtype).contiguous()
+        piece = flat[first : first + step]
+        if check_finite and tensor.dtype.itemsize > 1:  # eight-bit values are made within their range
+            piece = narrowed(piece, tensor.dtype, tensor.name, "; check_finite=False writes it anyway")
+        piece = piece.to(device="cpu", dtype=tensor.dtype).contiguous()
         stream.write(piece.view(torch.uint8).numpy().data)
 
 

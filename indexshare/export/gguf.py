@@ -24,6 +24,7 @@ from indexshare.checkpoint.load import require_equal
 from indexshare.checkpoint.lock import file_lock
 from indexshare.checkpoint.matching import Matching, match_tensors
 from indexshare.checkpoint.tensor_files import TensorReader, read_directory
+from indexshare.checkpoint.values import holds, narrowed
 from indexshare.config.model import ModelConfig
 from indexshare.config.shipped import model_directory
 from indexshare.export.layout import GgufTensor, all_sources, gguf_tensors
@@ -37,6 +38,7 @@ FILE_TYPES: dict[str, int] = {"bf16": 32, "q8_0": 7}  # llama.cpp's numbers (`ll
 QUANTIZATION_VERSION = 2  # of ggml's block formats
 ALIGNMENT = 32  # of every tensor in the file; the format's default
 BLOCK = 32  # values that share a scale in q8_0
+_Q8_STEPS = 127  # of a scale, which is float16, make the largest value
 _BYTES_PER_BLOCK = {"F32": 4 * BLOCK, "BF16": 2 * BLOCK, "Q8_0": 2 + BLOCK}
 
 
@@ -210,7 +212,7 @@ class _File:
                 start = stream.tell()
                 for piece in tensor.values(source):
                     progress(done + stream.tell() - start, self.num_bytes)
-                    self._write_values(stream, piece, kind)
+                    self._write_values(stream, piece, kind, tensor.name)
                 assert stream.tell() - start == size, tensor.name
                 stream.write(bytes(_padded(size) - size))
                 done += _padded(size)
@@ -233,12 +235,18 @@ class _File:
         finally:
             writer.close()
 
-    def _write_values(self, stream: BinaryIO, values: Tensor, kind: str) -> None:
+    def _write_values(self, stream: BinaryIO, values: Tensor, kind: str, name: str) -> None:
         if kind == "BF16":
-            stream.write(values.to(torch.bfloat16).contiguous().view(torch.uint8).numpy().data)
+            stream.write(narrowed(values, torch.bfloat16, name).contiguous().view(torch.uint8).numpy().data)
             return
-        plain = values.to(torch.float32).contiguous().numpy()
+        plain = narrowed(values, torch.float32, name).contiguous().numpy()
         if kind == "Q8_0":
+            largest = float(np.abs(plain).max(initial=0))
+            if not holds(torch.float16, largest / _Q8_STEPS):
+                raise ValueError(
+                    f"tensor {name!r} holds {largest:g}, beyond a scale of q8_0 (at most 65504 times {_Q8_STEPS});"
+                    " export it as bf16"
+                )
             plain = self._library.quants.quantize(plain, self._library.GGMLQuantizationType.Q8_0)
         stream.write(plain.data)
 

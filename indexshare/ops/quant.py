@@ -145,6 +145,7 @@ def quantize_block_fp8_reference(
 
 
 GROUP = 32  # neighbouring weights of a row that share a scale
+LARGEST_WEIGHT = 3.3e38  # near the end of float32 and bfloat16, where times a rounded scale it would be infinite
 INTEGER_RANGE = {8: (-127, 127), 4: (-8, 7)}  # smallest and largest q by number of bits
 
 
@@ -173,7 +174,7 @@ def quantize_groups(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torc
     """`quantize_groups_reference` for whole stacks: floating [..., R, C] -> int8 [..., R, C], bfloat16 [..., R, G].
 
     Raises:
-        ValueError: bits other than 8 or 4, or the weight holds NaN or an infinity.
+        ValueError: bits other than 8 or 4, or the weight holds NaN, an infinity, or a number near the end of float32.
     """
     if bits not in INTEGER_RANGE:
         raise ValueError(f"bits is {bits!r}; expected one of {sorted(INTEGER_RANGE)}")
@@ -183,8 +184,9 @@ def quantize_groups(weight: torch.Tensor, bits: int) -> tuple[torch.Tensor, torc
     sizes = values.abs()
     # 4 bits need the sign of the largest weight; without it the size alone is found in a fraction of the time.
     largest = sizes.amax(-1, True) if bits == 8 else values.gather(-1, sizes.argmax(-1, keepdim=True))
-    if not bool(torch.isfinite(largest).all()):
-        raise ValueError(f"cannot quantize to {bits} bits: the weight holds NaN or an infinity")
+    if not bool((largest.abs() <= LARGEST_WEIGHT).all()):
+        kind = f"a number above {LARGEST_WEIGHT:g}" if bool(torch.isfinite(largest).all()) else "NaN or an infinity"
+        raise ValueError(f"cannot quantize to {bits} bits: the weight holds {kind}")
     scales = (largest / (high if bits == 8 else low)).to(torch.bfloat16)
     divisor = torch.where(scales == 0, torch.ones_like(scales), scales).to(torch.float32)
     quantized = (values / divisor).round_().clamp_(low, high).masked_fill_(scales == 0, 0).to(torch.int8)
