@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from indexshare.eval.comparison import Comparison
     from indexshare.train.own_text import OwnText, Prepared
 
+_SAID_BY_THE_RUN = ("to train on", "held out", "note")
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -100,15 +102,20 @@ def train_on_text(
         + (["--seed", str(seed)] if seed is not None else [])
         + (["--device", device] if device != "cpu" else [])
     )
+    reading = console(stderr=True).status("reading the text, measuring an update")
     if options.dry_run:
         with tempfile.TemporaryDirectory() as nowhere:
-            _show_plan(prepare_run(asked, Path(nowhere), device=device, always_measure=True), folder, json=json)
+            with reading:
+                prepared = prepare_run(asked, Path(nowhere), device=device, always_measure=True)
+            _show_plan(prepared, folder, json=json)
         return 0
     with folder_lock(folder):
-        prepared = prepare_run(asked, folder, device=device)
+        with reading:
+            prepared = prepare_run(asked, folder, device=device)
         if not (json or settings["quiet"]):
             for name, value in _plan_pairs(prepared, folder):
-                note(f"{name}: {value}")
+                if name not in _SAID_BY_THE_RUN:
+                    note(f"{name}: {value}")
         recipe = prepared.plan.recipe()
         model = run(recipe, folder, device=device, resume_command=again, held=True, **settings)
         if model is None:

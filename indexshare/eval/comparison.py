@@ -12,7 +12,7 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
 from indexshare.train.evaluate import bits_by_file
 
-DEFAULT_BYTES = 200_000
+DEFAULT_BYTES = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
