@@ -167,14 +167,7 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
     folder = Path(directory)
     split = recipe.text.split()
     _check_sides(split)
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = Tokenizer.load(folder)
-    elif recipe.start is not None:
-        tokenizer = Tokenizer.load(start_directory(recipe))
-        tokenizer.save(folder)
-    else:
-        tokenizer = train_bpe((d.text for d in split.train), recipe.model.vocab_size, SPECIAL_TOKENS)
-        tokenizer.save(folder)
+    tokenizer = _tokenizer(recipe, folder, split)
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise ValueError(
             f"the tokenizer in {folder} has {tokenizer.vocab_size} entries, the model {recipe.model.vocab_size}; "
@@ -196,6 +189,29 @@ def prepare(recipe: Recipe, directory: str | Path) -> PreparedData:
         notes=_notes(split),
         left_out=split.left_out,
     )
+
+
+def _tokenizer(recipe: Recipe, folder: Path, split: Split) -> Tokenizer:
+    """That of the folder, if a run has been there; else the start's, or one trained on the text.
+
+    Raises:
+        ValueError: the folder's is not the one that the model to start from has.
+    """
+    there = (folder / "tokenizer.json").is_file()
+    if recipe.start is not None and not (there and _model_at(recipe.start) is None):
+        tokenizer = Tokenizer.load(start_directory(recipe))
+        if there and Tokenizer.load(folder).fingerprint != tokenizer.fingerprint:
+            raise ValueError(
+                f"the tokenizer in {folder} is not that of {recipe.start}; it belongs to another run: use another "
+                f"folder, or delete {folder}"
+            )
+    elif there:
+        return Tokenizer.load(folder)
+    else:
+        tokenizer = train_bpe((d.text for d in split.train), recipe.model.vocab_size, SPECIAL_TOKENS)
+    if not there:
+        tokenizer.save(folder)
+    return tokenizer
 
 
 def _check_sides(split: Split) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict
 from pathlib import Path
 
+from indexshare.checkpoint.companions import read_companions
 from indexshare.checkpoint.save import save_model
 from indexshare.text.files import plural
-from indexshare.train.recipe import PreparedData
+from indexshare.train.recipe import PreparedData, start_directory
 from indexshare.train.trainer import Trainer
 
 
@@ -23,11 +25,20 @@ def describe_data(data: PreparedData) -> str:
     )
 
 
+def _keep_companions(trainer: Trainer) -> None:
+    """Let the files that came with the model that the run started from, such as how to generate, go with the result."""
+    if trainer.recipe.start is None or trainer.model.companions:
+        return
+    with contextlib.suppress(ValueError):  # the start is gone: then without them
+        trainer.model.companions = read_companions(start_directory(trainer.recipe))
+
+
 def export(trainer: Trainer, directory: Path) -> Path:
     """Write the model of the last stage with its tokenizer, and `training.json` beside them.
 
     The record of a run that started from another's model holds that one's record too, under `ancestor`.
     """
+    _keep_companions(trainer)
     save_model(trainer.model, directory)
     trainer.data.tokenizer.save(directory)
     record = {

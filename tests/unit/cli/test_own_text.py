@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from indexshare.config.shipped import shipped_models
 from indexshare.train import own_text
 from indexshare.train.progress import Reporter
 
@@ -32,7 +33,7 @@ def text(tmp_path: Path) -> Path:
     return folder
 
 
-def small(text: Path, model_dir: Path, *more: object) -> tuple[object, ...]:
+def small(text: Path, model_dir: Path | str, *more: object) -> tuple[object, ...]:
     return ("train", "--text", text, "--pattern", "*.md", "--start", model_dir, "--length", 32, *more)
 
 
@@ -79,6 +80,11 @@ def test_the_result_is_better_and_works_everywhere(run: Run, text: Path, model_d
         )
     scored = json.loads(run("eval", out, "--max-tokens", 256, "--json").out)
     assert scored["files"] == facts["held_out"]["files"]
+    assert (out / "model" / "generation_config.json").read_bytes() == (
+        model_dir / "generation_config.json"
+    ).read_bytes()
+    other = run(*small(text, "pico", "--steps", 1, "--out", out))
+    assert other.code == 2 and "was begun otherwise: start was" in other.err
     again = run(*options)
     assert json.loads(again.out) == facts and "finished before" in again.err
     assert run("curve", out, "--json").code == 0
@@ -165,6 +171,17 @@ def test_mistakes(
     assert (result.code, result.out) == (2, "")
     assert message in result.err
     assert not (tmp_path / "out").exists(), "refused before anything was written"
+
+
+def test_what_an_earlier_start_left_is_not_taken_for_ones_own(
+    run: Run, text: Path, model_dir: Path, tmp_path: Path
+) -> None:
+    """A run that was killed before its first checkpoint leaves its tokenizer behind."""
+    data = tmp_path / "out" / "data"
+    data.mkdir(parents=True)
+    (data / "tokenizer.json").write_bytes((shipped_models()["pico"] / "tokenizer.json").read_bytes())
+    result = run(*small(text, model_dir, "--steps", 1, "--out", tmp_path / "out"))
+    assert result.code == 2 and f"the tokenizer in {data} is not that of {model_dir}" in result.err
 
 
 def test_too_little_text_is_said(run: Run, model_dir: Path, tmp_path: Path) -> None:
