@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from indexshare.cli.options import ModelOptions, SamplingOptions
+from indexshare.cli.output import note
 from indexshare.config.generation import GenerationDefaults
 from indexshare.config.model import ModelConfig
 from indexshare.text.files import NotText, decode_text
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from indexshare.engine.params import SamplingParams
     from indexshare.text.tokenizer import Tokenizer
 
+_MOST_BYTES = 256_000_000  # a million tokens of text are about 4 MB
 _KEYS = ("prompt", "ids", "id", "params")
 
 
@@ -57,12 +59,20 @@ def read_prompt(name: str) -> str:
 
 
 def read_input(name: str) -> bytes:
-    """All bytes of a file or a pipe, or of standard input for `-`."""
-    if name != "-":
-        return Path(name).read_bytes()
-    if sys.stdin is None:
-        raise ValueError("standard input is closed; give a file, or something to read with < or |")
-    return sys.stdin.buffer.read()
+    """All bytes of a file or a pipe, or of standard input for `-`; ValueError for more than any model could read."""
+    if name == "-":
+        if sys.stdin is None:
+            raise ValueError("standard input is closed; give a file, or something to read with < or |")
+        data = sys.stdin.buffer.read(_MOST_BYTES + 1)
+    else:
+        path = Path(name)
+        if path.is_fifo() and not name.startswith("/dev/"):
+            note(f"reading {name}, a pipe: waiting for what is written into it")
+        with path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"{name} holds more than {_MOST_BYTES:,} bytes, which no model here can read; give less")
+    return data
 
 
 @dataclass(frozen=True, kw_only=True)

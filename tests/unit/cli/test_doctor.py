@@ -27,6 +27,19 @@ def test_people_get_every_section(run: Callable[..., Any]) -> None:
         assert part in text
 
 
+@pytest.mark.parametrize(
+    ("implementation", "said"),
+    [("cpu", "none; the C++ kernels in use were compiled before"), ("torch", "none: the torch implementations run")],
+)
+def test_without_a_compiler_it_says_what_runs(
+    run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, implementation: str, said: str
+) -> None:
+    row = {"op": "experts", "implementation": implementation, "reason": "so"}
+    monkeypatch.setattr(doctor, "_operations", lambda: [row])
+    monkeypatch.setattr("indexshare.planner.machine.compiler", lambda: None)
+    assert f"C++ compiler  {said}\n" in run("doctor").out
+
+
 def test_a_missing_package_is_named_with_its_use(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found = doctor._version
     monkeypatch.setattr(doctor, "_version", lambda name: None if name == "jinja2" else found(name))

@@ -362,3 +362,11 @@ def test_a_directory_brings_its_tokenizer_along(tokenizer: Tokenizer, tmp_path: 
     assert (out.text, out.token_ids) == (expected.text, expected.token_ids)
     (tmp_path / "tokenizer.json").unlink()
     assert LLM(tmp_path, cache_tokens=256).tokenizer is None
+
+
+def test_kernels_are_there_before_the_first_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has to be compiled is compiled when the model is loaded, not on the prompt's time."""
+    asked = []
+    monkeypatch.setattr("indexshare.engine.loading.native", lambda: asked.append(True))
+    LLM(GlmMoeDsa(preset("tiny")), cache_tokens=64)
+    assert asked

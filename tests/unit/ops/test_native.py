@@ -227,6 +227,18 @@ def test_without_a_compiler_torch_answers_and_says_why(monkeypatch: pytest.Monke
     assert row["implementation"] == "torch" and "no C++ compiler found" in row["reason"]
 
 
+def test_a_build_says_so_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(*arguments: object, **settings: object) -> Path:
+        assert "compiling the C++ kernels for base" in caplog.text
+        raise OSError("enough")
+
+    monkeypatch.setattr(native_room, "_compile", failing)
+    with pytest.raises(OSError, match="enough"):
+        build(tmp_path, LEVELS[-1])
+
+
 def test_a_build_that_fails_leaves_nothing_and_names_the_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="failed"):
         build(tmp_path, Level(name="odd", needs=frozenset(), flags=("-mno-such-instructions",)))

@@ -149,6 +149,32 @@ def test_reading_stops_at_the_byte_limit_of_the_tree(tmp_path: Path) -> None:
     assert reasons(tree)["2.py"] == "100 bytes of text were read before it"
 
 
+def test_a_large_folder_is_read_from_the_file_outwards_and_no_further_than_the_limit(tmp_path: Path) -> None:
+    for folder in ("a", "m/inner", "m", "z"):
+        for n in range(5):
+            write(tmp_path, f"{folder}/f{n}.py")
+    seen = list[tuple[str, str]]()
+    near = tmp_path / "m" / "inner"
+    tree = read_tree(tmp_path, max_tree_files=10, near=near, progress=lambda doing, what: seen.append((doing, what)))
+    assert names(tree) == [*(f"m/f{n}.py" for n in range(5)), *(f"m/inner/f{n}.py" for n in range(5))]
+    (entry,) = [entry for entry in tree.skipped if not entry.routine]
+    assert entry.reason == "more than 10 files or folders; the others were not looked at, name a smaller folder"
+    assert [what for doing, what in seen if doing == "looking into"] == [str(near), str(near.parent)]
+    assert [what for doing, what in seen if doing == "reading"][:2] == ["m/inner/f0.py", "m/inner/f1.py"]
+    everything = read_tree(tmp_path, near=near)
+    assert len(everything.files) == 20 and read_tree(tmp_path) == everything, "the order of reading does not show"
+    assert read_tree(tmp_path, near=tmp_path.parent) == everything
+
+
+def test_folders_without_files_count_too(tmp_path: Path) -> None:
+    for n in range(30):
+        (tmp_path / f"d{n}" / "e").mkdir(parents=True)
+    write(tmp_path, "a.py")
+    looked = list[str]()
+    tree = read_tree(tmp_path, max_tree_files=7, progress=lambda doing, what: looked.append(doing))
+    assert looked.count("looking into") == 7 and [entry.kind for entry in tree.skipped] == ["too many files"]
+
+
 def test_a_folder_without_text_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no text files$"):
         read_tree(tmp_path)
