@@ -89,7 +89,7 @@ class BatchView(ABC):
         """Rows of a pool that hold `positions` (int64, any shape, each in `0 .. T_i-1`) of one sequence."""
 
     def announce(self, layer: int, slots: Tensor) -> None:  # noqa: B027  most storage has nothing to prepare
-        """Full layer `layer` has chosen `slots` int64 `[M, k]`: it and the layers it serves will read those rows next.
+        """Full layer `layer` has chosen `slots`, as in `Selection`: it and the layers it serves read those rows next.
 
         A cache whose rows lie somewhere slow fetches them now, once for all of these layers.
         """
