@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from indexshare.checkpoint.companions import read_companions
+from indexshare.checkpoint.device import usable_device
 from indexshare.checkpoint.matching import Match, Matching, match_tensors
 from indexshare.checkpoint.names import checkpoint_tensors
 from indexshare.checkpoint.save import save_model
@@ -250,14 +251,13 @@ def load_model(
     """
     started = time.perf_counter()
     report = LoadReport() if report is None else report
-    directory = model_directory(name_or_dir)
+    place, directory = usable_device(device), model_directory(name_or_dir)
     on_disk = ModelConfig.load(directory)
     config = _override(on_disk, config_overrides)
     stored, matching = _match(config, on_disk, directory)
     kind = parse_dtype(dtype or _own_dtype(config, on_disk, stored))
     with torch.device("meta"):
         model = GlmMoeDsa(config.replace(dtype=_type_name(kind), quantization_config=None))
-    place = torch.device(device)
     taker = adapt(model, kind, place) if adapt is not None else None
     model.companions = read_companions(directory, config_overrides)
     specs = checkpoint_tensors(config).values()

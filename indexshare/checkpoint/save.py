@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 
 from indexshare.checkpoint.companions import TOKENIZER_FILES, as_json, to_save
+from indexshare.checkpoint.device import require_memory
 from indexshare.checkpoint.lock import folder_lock
 from indexshare.checkpoint.names import SCALE_SUFFIX, TensorSpec, checkpoint_tensors
 from indexshare.checkpoint.tensor_files import INDEX_FILE, SINGLE_FILE, TensorToWrite, plan_shards, write_file
@@ -210,6 +211,7 @@ def save_model(
         raise ValueError(f"quantization is {quantization!r}; expected None or 'fp8'")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes is {max_shard_bytes}; expected at least 1")
+    require_memory(model)
     name, kind = _checked_dtype(model, dtype)
     scheme = _quantization_config(model.config) if quantization else None
     config = model.config.replace(dtype=name, quantization_config=scheme)

@@ -190,14 +190,6 @@ class SamplingOptions:
 
 def check_device(name: str) -> None:
     """Refuse (ValueError) a device that torch does not know or that this machine does not have."""
-    import torch
+    from indexshare.checkpoint.device import usable_device
 
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device is {name!r}; expected cpu, cuda, or cuda and a number (cuda:1)")
-    there = torch.cuda.device_count()
-    if device.type == "cuda" and (device.index or 0) >= there:
-        raise ValueError(f"--device is {name!r}, but torch sees {there} CUDA devices; use cpu")
+    usable_device(name, "--device")

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from indexshare.adapt.quantized import packing
+from indexshare.checkpoint.device import require_memory, usable_device
 from indexshare.checkpoint.load import load_model
 from indexshare.config.generation import GENERATION_FILE, GENERATION_KEYS, GenerationDefaults
 from indexshare.config.shipped import model_directory
@@ -34,9 +35,7 @@ def load_with_tokenizer(
     """The model in evaluation mode and its tokenizer."""
     if isinstance(model, str | Path):
         directory = model_directory(model)
-        device = "cpu" if device is None else device
-        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device is {str(device)!r}, but this torch finds no CUDA device; use device='cpu'")
+        device = usable_device("cpu" if device is None else device)
         kind = running_dtype(dtype, device)
         loaded = load_model(directory, dtype=kind, device=device, adapt=packing(weights))
         if tokenizer is None and (directory / "tokenizer.json").is_file():
@@ -45,6 +44,7 @@ def load_with_tokenizer(
         raise ValueError(f"model is {model!r}; expected a shipped model's name, a directory, or a model")
     else:
         loaded = model
+        require_memory(model)
         if dtype is not None or device is not None:
             raise ValueError("dtype and device apply to a model that is loaded; convert this one with model.to(...)")
         if weights is not None:

@@ -15,12 +15,16 @@ from indexshare.model.forward_pass import ForwardPass
 from indexshare.model.layer import DecoderLayer
 from indexshare.model.norm import LayerNorm, RMSNorm
 from indexshare.model.observe import Observer
+from indexshare.model.own_type import in_own_type
 from indexshare.model.selection import Selection
 from indexshare.model.selectors import Selector
 
 
 class GlmMoeDsa(nn.Module):
-    """The whole model on one device. Parameter names are the public checkpoint's (see `checkpoint/names.py`)."""
+    """The whole model on one device, which computes in the type of its weights, under `torch.autocast` too.
+
+    Parameter names are the public checkpoint's (see `checkpoint/names.py`).
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -42,6 +46,7 @@ class GlmMoeDsa(nn.Module):
         """Which layers run the indexer."""
         return self.config.share_plan
 
+    @in_own_type
     def forward(
         self, token_ids: Tensor, attention_mask: Tensor | None = None, *, full_attention_below: int = 0
     ) -> Tensor:
@@ -79,6 +84,7 @@ class GlmMoeDsa(nn.Module):
             return logits.view(*token_ids.shape, -1)
         return logits.new_zeros(*token_ids.shape, logits.shape[-1]).masked_scatter(real[..., None], logits)
 
+    @in_own_type
     def trunk(
         self,
         token_ids: Tensor,
@@ -127,6 +133,7 @@ class GlmMoeDsa(nn.Module):
                 bad = low if low < 0 else high
                 raise ValueError(f"token id {bad} is outside the vocabulary 0..{self.config.vocab_size - 1}")
 
+    @in_own_type
     def logits(self, hidden: Tensor) -> Tensor:
         """Float32 logits `[M, vocab_size]` of hidden states `[M, hidden]`."""
         return F.linear(hidden, self.lm_head.weight).float()

@@ -6,6 +6,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
+from indexshare.checkpoint.device import usable_device
 from indexshare.checkpoint.lock import folder_lock
 from indexshare.train.progress import Reporter, duration
 from indexshare.train.recipe import Recipe, prepare
@@ -48,6 +49,7 @@ def run(
         FloatingPointError: the loss is not a number; the last good checkpoint is kept.
         OSError: a checkpoint could not be written; the one before it is kept.
     """
+    usable_device(device)
     directory = Path(out_dir)
     with nullcontext() if held else folder_lock(directory), compute_threads(device, workers) as side_by_side:
         data = prepare(recipe, directory / "data")

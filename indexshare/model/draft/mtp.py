@@ -19,6 +19,7 @@ from indexshare.model.forward_pass import ForwardPass
 from indexshare.model.layer import DecoderLayer
 from indexshare.model.norm import RMSNorm
 from indexshare.model.observe import Observer
+from indexshare.model.own_type import in_own_type
 from indexshare.model.selection import Selection
 from indexshare.model.selectors import Selector
 
@@ -59,6 +60,7 @@ class MTPLayer(nn.Module):
         """Input of the decoder layer, `[N, hidden]`: the embedding half first."""
         return self.eh_proj(torch.cat((self.enorm(embeddings), self.hnorm(hidden)), dim=-1))
 
+    @in_own_type
     def forward(
         self, embeddings: Tensor, hidden: Tensor, view: BatchView,
         *, full_attention_below: int = 0, selector: Selector | None = None, observer: Observer | None = None,
@@ -77,6 +79,7 @@ class MTPLayer(nn.Module):
         out, selection = self.layer(self._mix(embeddings, hidden), pass_, None)
         return DraftState(self.shared_head_norm(out), selection)
 
+    @in_own_type
     def step(self, embeddings: Tensor, state: DraftState, view: BatchView, step: int) -> DraftState:
         """Step `step` (2, 3, ...): reads what step 1 wrote and writes nothing.
 
