@@ -165,6 +165,7 @@ class Packing:
         """Put the packed module in place of `owner`, which is returned."""
         rows, old = self.owners[owner], self.model.get_submodule(owner)
         self.model.set_submodule(owner, self._packed(rows, old))
+        self.model.weights_changed()
         return old
 
     def take(self, name: str, index: Index, values: Tensor) -> None:

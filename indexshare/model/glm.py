@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,6 +43,24 @@ class GlmMoeDsa(nn.Module):
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.mtp = MTPLayer(config) if config.num_nextn_predict_layers else None
+        self.weights_version = 0
+
+    def weights_changed(self) -> None:
+        """To be called by whoever puts other tensors or modules in the place of the model's: what knows them by their
+        addresses, as the native step does, looks them up again. Changes in place need no call.
+
+        `load_state_dict`, `to` and its kind, and `quantize_weights` call it themselves.
+        """
+        self.weights_version += 1
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As in any module; with `assign` the tensors themselves become the weights."""
+        self.weights_changed()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.weights_changed()
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]
 
     @property
     def plan(self) -> SharePlan:

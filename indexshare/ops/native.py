@@ -127,12 +127,21 @@ def best_level(features: frozenset[str] | None = None) -> Level:
 
 def sources() -> list[Path]:
     """The C++ files of the package, wherever they lie, in a fixed order."""
-    return sorted(PACKAGE.rglob("*.cpp"))
+    return _files(".cpp")
 
 
 def headers() -> list[Path]:
     """The headers that they include, in a fixed order."""
-    return sorted(PACKAGE.rglob("*.hpp"))
+    return _files(".hpp")
+
+
+def _files(suffix: str) -> list[Path]:
+    """Hidden ones are not ours: editors leave copies, and locks that lead nowhere."""
+    return sorted(
+        path
+        for path in PACKAGE.rglob("*" + suffix)
+        if not any(part.startswith(".") for part in path.relative_to(PACKAGE).parts) and path.is_file()
+    )
 
 
 def library_name(level: Level) -> str:
@@ -253,7 +262,9 @@ def _load(path: Path, level: Level) -> Native:
             library = ctypes.CDLL(str(path))
     except OSError as error:
         return Native(library=None, level="", reason=f"{path.name} does not load: {error}")
-    refusal = _tiles_refusal(library) if level.tiles else None
+    from indexshare.ops.binding import bind  # not above: installation runs this file alone
+
+    refusal = bind(library) or (_tiles_refusal(library) if level.tiles else None)
     if refusal is not None:
         return Native(library=None, level="", reason=refusal)
     return Native(library=library, level=level.name, reason=f"C++ kernels for {level.name}")
@@ -261,7 +272,6 @@ def _load(path: Path, level: Level) -> Native:
 
 def _tiles_refusal(library: ctypes.CDLL) -> str | None:
     """Ask the system for tiles, then the library to compare its kernels: why they must not be used, or None."""
-    library.indexshare_check_tiles.restype = ctypes.c_char_p
     refusal: bytes | None = library.indexshare_check_tiles()
     return None if refusal is None else refusal.decode(errors="replace")
 

@@ -148,6 +148,7 @@ template <class T>
 int Step<T>::run(const Batch& batch) {
     b = &batch;
     n = batch.rows;
+    if (n == 0) return 0;  // a phase without tasks would never end
     for (int64_t i = 0; i < n; ++i) {
         if (batch.ids[i] < 0 || batch.ids[i] >= m.vocabulary) return 2;
     }
@@ -201,20 +202,5 @@ extern "C" int indexshare_decode_step(void* decoder, const indexshare::Batch* ba
         return d.narrow ? d.narrow->run(*batch) : d.wide->run(*batch);
     } catch (const std::bad_alloc&) {
         return 1;
-    }
-}
-
-// `members` matrices of a stack as plain values, out [members][rows][inputs] of float or bfloat16.
-extern "C" void indexshare_dequantize(int is_bf16, const indexshare::Matrix* matrix, int64_t members, void* out,
-                                      int threads) {
-    using namespace indexshare;
-    const Matrix& m = *matrix;
-    const int64_t blocks = (m.rows + BLOCK_ROWS - 1) / BLOCK_ROWS;
-#pragma omp parallel for num_threads(threads)
-    for (int64_t task = 0; task < members * blocks; ++task) {
-        const int64_t member = task / blocks, block = task % blocks;
-        const int64_t at = (member * m.rows + block * BLOCK_ROWS) * m.inputs;
-        if (is_bf16) dequantize_block(m, member, block, (bf16*)out + at);
-        else dequantize_block(m, member, block, (float*)out + at);
     }
 }

@@ -1,7 +1,7 @@
 """One decode step of a whole trunk in C++ (`cpu_impl.cpp`): one call for all layers, caches read and written in place.
 
-There is no second implementation of this contract in `ops`: the reference is the model's own forward pass, built from
-the operations of this room. A step computes, for a few rows (new tokens), what that pass computes:
+`reference.py` is the same contract as formulas; the model's own forward pass is a second twin. A step computes, for a
+few rows (new tokens), what that pass computes:
 
 * the rows' latents and, in Full layers, index keys are written to the pools before anything is read;
 * a row at position p attends to everything when `p + 1 <= limit`, else to the `topk` keys that the last Full layer
@@ -30,7 +30,6 @@ def max_rows() -> int:
     library = native().library
     if library is None:
         return 0
-    library.indexshare_decode_max_rows.restype = ctypes.c_int64
     return int(library.indexshare_decode_max_rows())
 
 
@@ -50,12 +49,11 @@ class Decoder:
     def __init__(self, weights: ModelWeights, dtype: torch.dtype, keep: Any) -> None:
         library = native().library
         assert library is not None, "ask `native_step.unavailable` first"
-        library.indexshare_decode_new.restype = ctypes.c_void_p
-        self._handle = library.indexshare_decode_new(ctypes.c_int(dtype == torch.bfloat16), ctypes.byref(weights))
+        self._handle = library.indexshare_decode_new(dtype == torch.bfloat16, ctypes.byref(weights))
         if not self._handle:
             raise MemoryError("no memory for the decode step")
         self._step, self._weights, self._dtype, self._keep = library.indexshare_decode_step, weights, dtype, keep
-        weakref.finalize(self, library.indexshare_decode_free, ctypes.c_void_p(self._handle))
+        weakref.finalize(self, library.indexshare_decode_free, self._handle)
 
     def step(
         self, ids: Sequence[int], positions: Tensor, slots: Tensor, tables: Sequence[Tensor], *,
@@ -92,7 +90,7 @@ class Decoder:
             hidden=hidden.data_ptr(), wanted=ctypes.addressof(c_wanted), num_wanted=len(wanted),
             logits=logits.data_ptr(), threads=torch.get_num_threads(),
         )  # fmt: skip
-        failed = self._step(ctypes.c_void_p(self._handle), ctypes.byref(batch))
+        failed = self._step(self._handle, ctypes.byref(batch))
         if failed == 2:
             bad = next(i for i in ids if not 0 <= i < weights.vocabulary)
             raise ValueError(f"token id {bad} is outside the vocabulary 0..{weights.vocabulary - 1}")

@@ -43,7 +43,7 @@ def unavailable() -> str | None:
     if any(name != "cpu" for name in ops.forced()):
         return "forced"
     found = native()
-    return None if found.library is not None else f"C++ kernels {found.reason}"
+    return f"C++ kernels {found.reason}" if found.library is None else structs.layout_refusal(found.library)
 
 
 def explain() -> dict[str, str]:
@@ -57,9 +57,10 @@ def explain() -> dict[str, str]:
 class NativeStep:
     """Runs decode steps of one model.
 
-    Weights may change in place at any time. Replaced weights and modules are found when a sequence begins, and at the
-    next step after `look_again`: to ask for all addresses takes as long as a layer. Until then the old ones are kept
-    and used, so do not free their memory under them (`untyped_storage().resize_`).
+    Weights may change in place at any time. After `GlmMoeDsa.weights_changed` the next step looks for replaced weights
+    and modules; that takes as long as a layer. Where nobody called it, they are found when a sequence begins, or
+    after a prompt (`look_again`), and until then the old ones are kept and used, so do not free their memory under
+    them (`untyped_storage().resize_`).
 
     Args:
         model: in evaluation mode; its draft layer is not used.
@@ -69,7 +70,7 @@ class NativeStep:
         self.model = model
         self._addresses: list[int] = []
         self._decoder: Decoder | None = None
-        self._looked = False
+        self._looked_at: int | None = None  # version of the weights when last looked at
         self._pools: tuple[Any, Any] = (None, None)
         self._cache: ref[PagedCache] | None = None
         self._parts = _refusal_of_parts(model)
@@ -118,7 +119,7 @@ class NativeStep:
                 memory with gaps.
         """
         config = self.model.config
-        longest = max(span.total for span in view.spans)
+        longest = max((span.total for span in view.spans), default=0)
         if self._cache is None or self._cache() is not view.cache or any(span.past == 0 for span in view.spans):
             self.look_again()
         if len(ids) != view.num_rows or longest > config.max_position_embeddings:
@@ -134,21 +135,21 @@ class NativeStep:
 
     def look_again(self) -> None:
         """Find out before the next step whether all weights are where they were."""
-        self._looked = False
+        self._looked_at = None
 
     def _current(self) -> Decoder:
         """The decoder for the weights as they were when last looked at."""
-        moved = bool(self._addresses) and self.model.embed_tokens.weight.data_ptr() != self._addresses[0]
-        if self._decoder is None or not self._looked or moved:
+        version = self.model.weights_version
+        if self._decoder is None or self._looked_at != version:
             addresses = [tensor.data_ptr() for tensor in self._weights()]
             if self._decoder is None or addresses != self._addresses:
                 self._decoder = _Collector(self.model).decoder()
                 self._addresses = addresses
-            self._looked = True
+            self._looked_at = version
         return self._decoder
 
     def _weights(self) -> Iterator[Tensor]:
-        """All that a step reads but the caches, the embedding first."""
+        """All that a step reads but the caches."""
         for part in (self.model.embed_tokens, self.model.layers, self.model.norm, self.model.lm_head):
             for module in part.modules():
                 for table in (module._parameters, module._buffers):

@@ -4,7 +4,7 @@
 // depend on the batch, on the division of rows among threads, or on the number of threads.
 #pragma once
 
-#include "quantized.hpp"
+#include "../ops/packed/quantized.hpp"
 
 namespace indexshare {
 

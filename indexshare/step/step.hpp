@@ -9,6 +9,7 @@
 #include "../ops/experts/choose.hpp"
 #include "../ops/indexer/candidates.hpp"
 #include "../ops/sparse_mla/head_lanes.hpp"
+#include "model.hpp"
 #include "products.hpp"
 
 namespace indexshare {
@@ -149,7 +150,7 @@ class Step {
     }
     int64_t tasks(int64_t rows) const { return (rows + stretch(rows) - 1) / stretch(rows); }
 
-    // Calls `work` for tasks 0 .. count-1, shared with the other threads, and `after` once when all are done; returns
+    // Calls `work` for tasks 0 .. count-1 (some), shared with the other threads, and `after` once when all are done; returns
     // when that is done too. It waits for tasks and not, as a barrier does, for threads: one that the system has put
     // aside between two tasks holds up nobody. That thread comes late, perhaps layers behind: `count`, which it reads
     // then, must not change until the step ends. `work` and `after` may use anything, for a phase waits for its tasks.

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from indexshare.ops import binding
 from indexshare.ops.packed.matrix import PLAIN, Matrix
 
 _POINTER, _INTEGER, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_double
@@ -69,6 +71,13 @@ class Batch(ctypes.Structure):
         ("hidden", _POINTER), ("wanted", _POINTER), ("num_wanted", _INTEGER), ("logits", _POINTER),
         ("threads", _INTEGER),
     )  # fmt: skip
+
+
+@cache
+def layout_refusal(library: ctypes.CDLL) -> str | None:
+    """Where these structures differ from the library's, or None."""
+    structures = (FeedForward, IndexerWeights, LayerWeights, ModelWeights, Batch)
+    return binding.layout_refusal(library, "indexshare_step_layout", structures)
 
 
 def plain(weight: Tensor, bias: Tensor | None = None) -> Matrix:

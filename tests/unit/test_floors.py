@@ -6,6 +6,7 @@ Every import statement counts, wherever it stands: deferred inside a function, u
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -134,6 +135,18 @@ def test_imports_only_go_down(path: Path) -> None:
 )
 def test_the_test_sees_every_kind_of_import(module: str, source: str, number: int) -> None:
     assert len(wrong_arrows(ast.parse(source), module, is_package=False)) == number
+
+
+INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
+CPP = sorted(p for p in PACKAGE.rglob("*.[ch]pp") if p.is_file() and not p.name.startswith("."))
+
+
+@pytest.mark.parametrize("path", CPP, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_includes_only_go_down(path: Path) -> None:
+    room = path.relative_to(PACKAGE).parts[0]
+    included = [(path.parent / name).resolve() for name in INCLUDE.findall(path.read_text(encoding="utf-8"))]
+    targets = [each.relative_to(PACKAGE).parts[0] for each in included]
+    assert [target for target in targets if target != room and FLOORS[target] >= FLOORS[room]] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=MODULES)

@@ -15,6 +15,7 @@ MAX_NINTH_DECILE_LINES = 24
 MAX_FILE_LINES = 400
 MAX_FILE_LINES_LONG = 700  # tests and kernels
 ENVIRONMENT_READER = "indexshare/config/environment.py"
+CPP_SUFFIXES = (".cpp", ".h", ".hpp")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".cpp", ".h", ".hpp", ".sh", ".yml", ".yaml", ".cfg", ""}
 # In pieces, so that this file passes its own test.
 UNFINISHED = re.compile(r"\b(?:" + "|".join(["TO" + "DO", "FIX" + "ME", "XX" + "X"]) + r")\b|NotImplemented" + "Error")
@@ -68,7 +69,43 @@ def test_most_functions_are_shorter() -> None:
     assert lines[9 * len(lines) // 10] <= MAX_NINTH_DECILE_LINES
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if p.suffix in (".py", ".cpp", ".h")], ids=relative)
+# Comments and literals of C++, which may hold braces.
+CPP_NO_CODE = re.compile(r"//[^\n]*|/\*.*?\*/|\"(?:\\.|[^\"\\\n])*\"|'(?:\\.|[^'\\\n])+'", re.DOTALL)
+CPP_HEAD = re.compile(r"\)\s*(?:const|noexcept|override|mutable|->[^;{}]*|:[^;{}]*)?\s*$")
+
+
+def cpp_function_lines(text: str) -> list[tuple[str, int]]:
+    """Head and number of lines of every block that belongs to parentheses: functions, lambdas, loops, branches."""
+    text = CPP_NO_CODE.sub(lambda match: re.sub(r"[^\n]", " ", match.group()), text)
+    open_blocks: list[tuple[str, int]] = []
+    found, start = [], 0
+    for mark in re.finditer(r"[;{}]", text):
+        if mark.group() == "{":
+            open_blocks.append((text[start : mark.start()].strip(), mark.start()))
+        elif mark.group() == "}":
+            head, at = open_blocks.pop()
+            if CPP_HEAD.search(head):
+                found.append((" ".join(head.split())[-60:], text.count("\n", at, mark.end()) + 1))
+        start = mark.end()
+    assert not open_blocks
+    return found
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.suffix in CPP_SUFFIXES], ids=relative)
+def test_cpp_functions_are_short(path: Path) -> None:
+    lengths = cpp_function_lines(path.read_text(encoding="utf-8"))
+    assert [(head, lines) for head, lines in lengths if lines > MAX_FUNCTION_LINES] == []
+
+
+def test_the_rule_for_cpp_itself() -> None:
+    long, quoted = "    x();\n" * 61, "f(\"{{\", '{');  // {\n"
+    for head in ("int f(int a)", "void A::f() const", "auto g = [&](int i) -> int", "A(int b) : b_(b)"):
+        text = f"namespace a {{\n{quoted}{head} {{\n{long}}}\n}}  // namespace a\n"
+        assert [lines for _, lines in cpp_function_lines(text)] == [63], head
+    assert cpp_function_lines(f"struct A {{\n{long}}};\n") == []
+
+
+@pytest.mark.parametrize("path", [p for p in FILES if p.suffix in (".py", *CPP_SUFFIXES)], ids=relative)
 def test_files_are_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= (MAX_FILE_LINES_LONG if is_long_kind(path) else MAX_FILE_LINES)

@@ -5,8 +5,6 @@ Where gradients are wanted, or where torch's library multiplies bfloat16 faster,
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -41,9 +39,8 @@ def route(
     library = native().library
     assert library is not None
     failed = library.indexshare_route(
-        _pointer(scores), _pointer(bias), *map(ctypes.c_int64, (tokens, experts, topk, groups, topk_groups)),
-        ctypes.c_int(normalise), ctypes.c_float(scale), _pointer(ids), _pointer(weights),
-        ctypes.c_int(torch.get_num_threads()),
+        scores.data_ptr(), bias.data_ptr(), tokens, experts, topk, groups, topk_groups, normalise, scale,
+        ids.data_ptr(), weights.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory to route tokens to {experts} experts")
@@ -93,10 +90,9 @@ def products(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Ten
     library = native().library
     assert library is not None
     failed = library.indexshare_experts(
-        ctypes.c_int(x.dtype == torch.bfloat16), _pointer(x), ctypes.c_int64(x.stride(0) * x.element_size()),
-        _pointer(gate_up), _pointer(down), *map(ctypes.c_int64, (tokens, hidden, inner, count, len(place))),
-        _pointer(ends), _pointer(tokens_at), _pointer(at_place), _pointer(scratch), _pointer(out),
-        ctypes.c_int(torch.get_num_threads()),
+        x.dtype == torch.bfloat16, x.data_ptr(), x.stride(0) * x.element_size(), gate_up.data_ptr(), down.data_ptr(),
+        tokens, hidden, inner, count, len(place), ends.data_ptr(), tokens_at.data_ptr(), at_place.data_ptr(),
+        scratch.data_ptr(), out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory for the sums of {tokens} tokens")
@@ -114,12 +110,7 @@ def group(ids: Tensor, num_experts: int, grain: int) -> tuple[list[int], Tensor,
     library = native().library
     assert library is not None
     library.indexshare_group(
-        _pointer(ids), *map(ctypes.c_int64, (pairs, chosen, num_experts, grain)), _pointer(stops), _pointer(tokens_at),
-        _pointer(place),
+        ids.data_ptr(), pairs, chosen, num_experts, grain, stops.data_ptr(), tokens_at.data_ptr(), place.data_ptr(),
     )  # fmt: skip
     ends = stops.tolist()
     return ends, tokens_at[: ends[-1]], place
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
@@ -48,17 +46,10 @@ def select_topk(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, top
     library = native().library
     assert library is not None
     failed = library.indexshare_select_topk(
-        ctypes.c_int(q.dtype == torch.bfloat16), _pointer(q), _pointer(weights), _pointer(keys),
-        _integer(keys.stride(0) * keys.element_size()), _pointer(positions), _integer(queries), _integer(heads),
-        _integer(width), _integer(keys.shape[0]), _integer(topk), _pointer(out), ctypes.c_int(torch.get_num_threads()),
+        q.dtype == torch.bfloat16, q.data_ptr(), weights.data_ptr(), keys.data_ptr(),
+        keys.stride(0) * keys.element_size(), positions.data_ptr(), queries, heads, width, keys.shape[0], topk,
+        out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory for the index candidates of {queries} queries, topk {topk}")
     return out
-
-
-_integer = ctypes.c_int64
-
-
-def _pointer(tensor: Tensor) -> ctypes.c_void_p:
-    return ctypes.c_void_p(tensor.data_ptr())

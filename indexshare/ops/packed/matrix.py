@@ -1,4 +1,4 @@
-"""A matrix as the C++ side sees it (`step/model.hpp`), plain or packed."""
+"""A matrix as the C++ side sees it (`matrix.hpp`), plain or packed."""
 
 from __future__ import annotations
 

@@ -65,8 +65,7 @@ class PackedWeight:
             return unpack(self, dtype)
         out = torch.empty(self.values.shape[0], self.rows, self.inputs, dtype=dtype)
         kernels.indexshare_dequantize(
-            ctypes.c_int(dtype == torch.bfloat16), ctypes.byref(self.matrix()), ctypes.c_int64(out.shape[0]),
-            ctypes.c_void_p(out.data_ptr()), ctypes.c_int(torch.get_num_threads()),
+            dtype == torch.bfloat16, ctypes.byref(self.matrix()), out.shape[0], out.data_ptr(), torch.get_num_threads(),
         )  # fmt: skip
         return out
 

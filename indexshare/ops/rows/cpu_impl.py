@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 from torch import Tensor
 
-from indexshare.ops.rows.launch import as_rows, integer, is_bf16, library, pointer, threads, unsupported
+from indexshare.ops.rows.launch import as_rows, is_bf16, library, unsupported
 from indexshare.ops.rows.launch import swiglu as swiglu
 
 
@@ -21,9 +19,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     rows = as_rows(x)
     out = torch.empty_like(rows) if out is None else out
     target = out.view(rows.shape) if out.shape != rows.shape else out
+    weight = weight.contiguous()
     library().indexshare_rms_norm(
-        is_bf16(x), pointer(rows), integer(rows.stride(0)), pointer(weight.contiguous()), integer(rows.shape[0]),
-        integer(rows.shape[1]), ctypes.c_double(eps), pointer(target), integer(target.stride(0)), threads(),
+        is_bf16(x), rows.data_ptr(), rows.stride(0), weight.data_ptr(), *rows.shape, eps, target.data_ptr(),
+        target.stride(0), torch.get_num_threads(),
     )  # fmt: skip
     return out.view(x.shape)
 
@@ -40,9 +39,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, *, interleave: bool, out: Te
     out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
     cos, sin = cos.contiguous(), sin.contiguous()
     library().indexshare_rotate(
-        is_bf16(x), pointer(x), integer(x.stride(0)), integer(x.stride(1)), pointer(cos), pointer(sin),
-        integer(rows), integer(heads), integer(width // 2), ctypes.c_int(interleave), pointer(out),
-        integer(out.stride(0)), integer(out.stride(1)), threads(),
+        is_bf16(x), x.data_ptr(), x.stride(0), x.stride(1), cos.data_ptr(), sin.data_ptr(), rows, heads, width // 2,
+        interleave, out.data_ptr(), out.stride(0), out.stride(1), torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -69,8 +67,8 @@ def wide_linear(x: Tensor, weight: Tensor) -> Tensor:
     weight = weight.contiguous()
     out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32)
     failed = library().indexshare_wide_linear(
-        is_bf16(x), pointer(x), integer(x.stride(0) * x.element_size()), pointer(weight), integer(x.shape[0]),
-        integer(x.shape[1]), integer(weight.shape[0]), pointer(out), threads(),
+        is_bf16(x), x.data_ptr(), x.stride(0) * x.element_size(), weight.data_ptr(), *x.shape, weight.shape[0],
+        out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory for a matrix of {weight.shape[0]} x {weight.shape[1]}")

@@ -36,13 +36,10 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     a, b = as_rows(gate), as_rows(up)
     out = torch.empty(a.shape, dtype=a.dtype)
     library().indexshare_swiglu(
-        is_bf16(a), pointer(a), integer(a.stride(0)), pointer(b), integer(b.stride(0)), integer(a.shape[0]),
-        integer(a.shape[1]), pointer(out), threads(),
+        is_bf16(a), a.data_ptr(), a.stride(0), b.data_ptr(), b.stride(0), *a.shape, out.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     return out.view(gate.shape)
-
-
-integer = ctypes.c_int64
 
 
 def library() -> ctypes.CDLL:
@@ -59,16 +56,6 @@ def as_rows(x: Tensor) -> Tensor:
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def is_bf16(x: Tensor) -> ctypes.c_int:
+def is_bf16(x: Tensor) -> bool:
     """Which of its two types a kernel computes in."""
-    return ctypes.c_int(x.dtype == torch.bfloat16)
-
-
-def threads() -> ctypes.c_int:
-    """As many as torch uses."""
-    return ctypes.c_int(torch.get_num_threads())
-
-
-def pointer(tensor: Tensor) -> ctypes.c_void_p:
-    """Address of the first element."""
-    return ctypes.c_void_p(tensor.data_ptr())
+    return x.dtype == torch.bfloat16

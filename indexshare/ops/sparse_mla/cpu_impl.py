@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import torch
@@ -66,8 +65,8 @@ def sparse_mla_backward(
         library = native().library
         assert library is not None
         failed = library.indexshare_sparse_mla_backward(
-            *_arguments(q, pool, slots, values, scale), *map(_pointer, (grad, out, d_q, d_pool)),
-            ctypes.c_int64(_GRADIENT_PARTS), ctypes.c_int(torch.get_num_threads()),
+            *_arguments(q, pool, slots, values, scale), grad.data_ptr(), out.data_ptr(), d_q.data_ptr(),
+            d_pool.data_ptr(), _GRADIENT_PARTS, torch.get_num_threads(),
         )  # fmt: skip
         _check(failed, heads, pool, slots)
     return d_q, d_pool.sum(0).to(pool.dtype)
@@ -97,8 +96,8 @@ def sparse_mla_with_lse(
     library = native().library
     assert library is not None
     failed = library.indexshare_sparse_mla(
-        *_arguments(q, pool, slots, value_dim, scale), _pointer(out), _pointer(lse),
-        ctypes.c_int(torch.get_num_threads()),
+        *_arguments(q, pool, slots, value_dim, scale), out.data_ptr(), None if lse is None else lse.data_ptr(),
+        torch.get_num_threads(),
     )  # fmt: skip
     _check(failed, heads, pool, slots)
     return out, lse
@@ -110,17 +109,10 @@ def _laid_out(q: Tensor, pool: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     return q.contiguous(), pool, *(t.contiguous() for t in others)
 
 
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
-
-
 def _arguments(q: Tensor, pool: Tensor, slots: Tensor, values: int, scale: float) -> tuple[Any, ...]:
     """What both kernels take first: dtype, operands, sizes, scale."""
-    sizes = (*q.shape, values, slots.shape[1], pool.shape[0])
-    stride = ctypes.c_int64(pool.stride(0) * pool.element_size())
-    operands = (_pointer(q), _pointer(pool), stride, _pointer(slots))
-    is_bf16 = ctypes.c_int(q.dtype == torch.bfloat16)
-    return (is_bf16, *operands, *map(ctypes.c_int64, sizes), ctypes.c_float(scale))
+    operands = (q.data_ptr(), pool.data_ptr(), pool.stride(0) * pool.element_size(), slots.data_ptr())
+    return (q.dtype == torch.bfloat16, *operands, *q.shape, values, slots.shape[1], pool.shape[0], scale)
 
 
 def _check(failed: int, heads: int, pool: Tensor, slots: Tensor) -> None:

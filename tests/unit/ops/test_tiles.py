@@ -323,6 +323,6 @@ def test_the_check_at_load_finds_what_is_wrong(
     text = (tmp_path / "ops" / file).read_text(encoding="utf-8")
     assert text.count(right) == 1
     (tmp_path / "ops" / file).write_text(text.replace(right, wrong), encoding="utf-8")
-    monkeypatch.setattr(native_room, "_HERE", tmp_path / "ops")
+    monkeypatch.setattr(native_room, "PACKAGE", tmp_path)
     refused = native_room._load(build_tiles(tmp_path, EMULATED), EMULATED)
     assert refused.library is None and reason in refused.reason

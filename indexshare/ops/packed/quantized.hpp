@@ -12,8 +12,8 @@
 #include <limits>
 #include <vector>
 
-#include "model.hpp"
-#include "../ops/vectors.hpp"
+#include "../vectors.hpp"
+#include "matrix.hpp"
 
 namespace indexshare {
 
