@@ -23,7 +23,7 @@ def curve(
     run: Path,
     /,
     *more: Path,
-    out: Annotated[tuple[Path, ...], Parameter(name=["--out", "-o"], negative="")] = (),
+    out: Annotated[tuple[Path, ...], Parameter(name=["--out", "-o"], negative="", show_default=False)] = (),
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Show the learning curve of a training run: held-out bits per byte and losses by tokens trained.

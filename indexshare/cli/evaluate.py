@@ -84,7 +84,7 @@ def evaluate(
     *,
     suite: str = "held-out",
     text: Path | None = None,
-    pattern: Annotated[tuple[str, ...], Parameter(negative="")] = (),
+    pattern: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
     max_tokens: int | None = None,
     options: SuiteOptions | None = None,
     plot: Path | None = None,
@@ -104,8 +104,8 @@ def evaluate(
     text
         Score this folder (or file). By default the model's own held-out files, by its training.json.
     pattern
-        Files of --text, such as '*.md' (in any folder); may be given several times. By default those that the model was
-        trained on, by its training.json, or *.py.
+        Files of --text, such as `*.md` (in any folder); may be given several times. By default those that the model was
+        trained on, by its training.json, or `*.py`.
     max_tokens
         Longest context of `held-out`, 8,192 or what the model reads unless given; longer files are scored in stretches.
     plot

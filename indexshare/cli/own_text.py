@@ -31,7 +31,7 @@ class OwnTextOptions:
     text
         Folder with your text, or one file. Every UTF-8 file counts but hidden and generated ones, unless --pattern.
     pattern
-        Only files that match, such as '*.md' (in any folder) or 'docs/*.txt'. May be given several times.
+        Only files that match, such as `*.md` (in any folder) or `docs/*.txt`. May be given several times.
     start
         The model to begin with: nano, pico, or a model directory.
     steps
@@ -49,7 +49,7 @@ class OwnTextOptions:
     """
 
     text: str | None = None
-    pattern: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    pattern: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = ()
     start: str = "nano"
     steps: int | None = None
     minutes: float | None = None
