@@ -72,7 +72,8 @@ PARTS = (
         folders=tuple(f"transformers/{part}" for part in ("data", "generation", "loss", "pipelines", "utils")),
     ),
 )
-# Whole: what context gains there, nothing else can. But for click, which typer above carries in a rewritten form.
+# Held out as whole packages, so that what the model knows of them comes from the context alone. (Except for click:
+# typer above carries a rewritten copy of it.)
 HELD_OUT = ("click", "Jinja2", "requests", "markdown-it-py")
 
 

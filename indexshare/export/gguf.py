@@ -179,8 +179,8 @@ def _notes(config: ModelConfig, vocabulary: Vocabulary | None) -> list[str]:
         )
     if vocabulary is not None and not vocabulary.exact:
         notes.append(
-            "llama.cpp has no pre-tokenizer equal to this tokenizer's; with the nearest one, and indentations written"
-            " as fixed tokens, about one token in a thousand of program text comes out otherwise"
+            "llama.cpp has no pre-tokenizer that cuts text exactly as this tokenizer does; the nearest one is used, and"
+            " about one token in a thousand of program text will differ"
         )
     return notes
 

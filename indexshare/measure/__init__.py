@@ -1,1 +1,1 @@
-"""How fast and how large a model runs on this machine, beside what the machine can do."""
+"""Speed and memory of a model on this machine, compared with what the machine can do."""

@@ -1,4 +1,4 @@
-"""What this machine can do at best, measured: matrix product, memory copy, memory read. Figures stand beside these."""
+"""The best rates of this machine, measured: matrix product, memory copy and read. Other figures are shares of them."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def ceiling_jobs(
 
 
 def ceilings_of(results: Mapping[str, list[float]]) -> Ceilings:
-    """From what `ceiling_jobs` returned."""
+    """Medians of what the jobs of `ceiling_jobs` returned."""
     return Ceilings(**{name: Spread.of(results[name]) for name in ("matrix", "copy", "read")})
 
 
@@ -70,8 +70,8 @@ class Bound:
     Attributes:
         flops_per_s, bytes_per_s: what it reached.
         matrix_share, read_share: the same as shares of the ceilings.
-        by: `"arithmetic"` or `"memory"`, whichever the work has more of on this machine; `"neither"` when it uses less
-            than a quarter of that one: then calls, gathering, and what is not counted take the time.
+        by: `"arithmetic"` or `"memory"`, whichever ceiling is nearer; `"neither"` when less than a quarter of it is
+            reached: then calls, gathering, and what is not counted take the time.
     """
 
     flops_per_s: float

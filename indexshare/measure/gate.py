@@ -1,4 +1,4 @@
-"""Is it right? Asked before anything is timed: each operation against its float32 reference, the engine against both.
+"""The check before anything is timed: each operation against its float32 reference, the engine against both.
 
 The bounds are what the kernels promise (the same selection in float32, 99.9 % of the selected score mass in bfloat16)
 and, for the rest, what the rounding of the type explains. They are wide enough for any machine and any model, and
@@ -111,7 +111,7 @@ def _relative(got: Tensor, expected: Tensor) -> float:
 def check_engine(llm: LLM) -> Check:
     """Log-probabilities of a greedy text beyond the selection's size: engine and kernels against references alone.
 
-    The median, because in a model without training some index scores and routes are tied but for rounding.
+    The median, because an untrained model has index scores and routes that differ by rounding only.
     """
     model = llm.model
     prompt = _prompt(model.config, min(model.config.index_topk + 17, llm.max_context - DECODED))

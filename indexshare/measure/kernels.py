@@ -26,7 +26,7 @@ class Kernel:
     Attributes:
         name: for people.
         rows: queries; context: keys of the last one.
-        flops, num_bytes: of one call, the least it has to do and to read.
+        flops, num_bytes: operations of one call, and the least it has to read.
         seconds: measures one call.
     """
 
@@ -55,7 +55,8 @@ class KernelResult:
 def kernels(config: ModelConfig, dtype: torch.dtype, context: int, *, buffer_bytes: int = BUFFER_BYTES) -> list[Kernel]:
     """Indexer and sparse attention at `context` keys (more than `index_topk`), for prefill and for decoding.
 
-    Decoding reads other keys with every call, as many as a cache cannot hold: in a model other layers come between.
+    Decoding reads different keys with every call, more than the processor's caches hold: in a model other layers run in
+    between.
     """
     latent_row, index_key = cache_row_bytes(config, torch.finfo(dtype).bits // 8)
     found = []

@@ -1,8 +1,8 @@
-"""Peak memory of a prompt against the plan: every length in a process of its own, or a peak would mean nothing.
+"""Peak memory of a prompt against the plan. Every length runs in its own process: a peak covers a whole process.
 
     python -m indexshare.measure.memory NAME DTYPE LENGTH DECODE_TOKENS THREADS
 
-is that process. It writes `progress DONE TOTAL` while it reads and `result {...}` at the end.
+is such a process. It writes `progress DONE TOTAL` while it reads and `result {...}` at the end.
 """
 
 from __future__ import annotations

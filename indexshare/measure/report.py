@@ -31,13 +31,13 @@ VARIANTS = ("model", "all-full", "full-attention")
 
 
 class Teller(Protocol):
-    """Who is told what is being measured; one measurement at a time."""
+    """Receives progress: which measurement runs, and how much of it is done."""
 
     def begin(self, name: str, unit: str = "tokens") -> None:
         """A measurement starts."""
 
     def __call__(self, done: int, total: int) -> None:
-        """So much of it is done."""
+        """`done` of `total` is done."""
 
     def end(self) -> None:
         """It is over."""
@@ -51,7 +51,7 @@ class BenchSettings:
         lengths: prompt lengths, each also a depth to decode at; decoding after one token is always measured.
         decode_tokens: tokens written at each depth in each run.
         repeats: most runs of each variant at each length.
-        budget_s: no further runs of a variant at a length once they have taken so long.
+        budget_s: a variant at a length is not run again once its runs have taken so many seconds.
         parts: of `PARTS`; variants: of `VARIANTS`.
         kernel_context: keys for the kernels measured alone.
         threads: CPU threads.
@@ -94,7 +94,7 @@ class BenchSettings:
 
 @dataclass(kw_only=True)
 class BenchReport:
-    """Everything that was found; `failed` names the checks that stopped the rest from being measured."""
+    """All results; `failed` names the checks because of which nothing was timed."""
 
     subject: Subject
     settings: BenchSettings
@@ -168,7 +168,7 @@ def growth(speed: Sequence[SpeedResult]) -> list[dict[str, Any]]:
 
 
 def run_bench(subject: Subject, settings: BenchSettings, command: str, teller: Teller) -> BenchReport:
-    """Measure; with a check that fails, nothing is timed.
+    """Run all measurements; nothing is timed if a check fails.
 
     Raises:
         ValueError: settings that this model cannot meet.

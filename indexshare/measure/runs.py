@@ -1,4 +1,4 @@
-"""Requests through the engine: how long reading takes, and every token written at that depth."""
+"""Requests through the engine: the time to read the prompt, and of every token written after it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def speed_result(
 ) -> SpeedResult:
     """Medians over runs (prefill) and over all tokens of all runs (decode), beside the ceilings.
 
-    Full attention is counted in its expanded form, the one that needs less.
+    Full attention is counted in its expanded form, which needs fewer operations.
     """
     full = variant == "full-attention"
     decode_s = Spread.of(second for run in runs for second in run.decode_s)
@@ -111,7 +111,7 @@ def speed_result(
 
 
 def prefill_bytes(config: ModelConfig, element_bytes: int, length: int, *, full_attention: bool = False) -> int:
-    """Bytes that the engine's chunks have to read: weights once for each, and the cache as far as it is needed."""
+    """Bytes that the engine's chunks have to read: the weights once for each, and the cache rows that are attended."""
     bounds = [*range(0, length, PREFILL_CHUNK), length]
     return sum(
         _step(config, element_bytes, stop, stop - start, full_attention=full_attention).total

@@ -1,4 +1,4 @@
-"""Repeated measurements: contenders in turn, medians, and the whole range beside them. No torch."""
+"""Repeated measurements, alternating between contenders; medians with their whole range. No torch."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def interleave(
     clock: Callable[[], float] = time.perf_counter,
     on_run: Callable[[str, int], None] | None = None,
 ) -> dict[str, list[T]]:
-    """Run every job up to `repeats` times, in turn (A B A B), so that a slow minute of the machine meets them all.
+    """Run every job up to `repeats` times, in turn (A B A B), so that a slow minute of the machine affects all of them.
 
     Args:
         jobs: what to run, by name.

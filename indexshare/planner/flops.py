@@ -1,8 +1,8 @@
 """Floating-point operations and bytes of inference, by stage, counted from shapes; nothing is run.
 
-This is the one home of these formulas. A multiplication with its addition counts as two operations. Norms, rotary
-turns, softmax, activations and the choice of the largest scores are left out, as is usual: they are what a kernel
-does besides. Bytes are the least that has to come from memory once; what does not fit a cache may come again.
+These formulas exist only here. A multiplication with its addition counts as two operations. Norms, rotary
+turns, softmax, activations and the choice of the largest scores are left out, as is usual. Bytes are what must be
+read from memory at least once; what does not fit in the processor's caches may be read again.
 """
 
 from __future__ import annotations

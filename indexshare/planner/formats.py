@@ -18,7 +18,7 @@ class WeightFormat:
         name: as on a command line.
         matrix: of the weights that the format packs, scales included.
         compute: type of their products.
-        apart: parts of `ParameterCount` that are kept otherwise, with their bytes.
+        apart: parts of `ParameterCount` that are stored in another way, with their bytes.
         says: one line for people.
     """
 

@@ -1,7 +1,7 @@
 """Parameters and cache bytes of a configuration, counted from the table of layers; nothing is allocated.
 
-This is the one home of these sums: the engine sizes its cache with them and tests compare them with
-what is really allocated.
+These sums exist only here: the engine sizes its cache with them, and tests compare them with what is
+really allocated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from indexshare.config.layers import (
 
 @dataclass(frozen=True)
 class ParameterCount:
-    """Parameters by part. Router correction biases are not parameters and are not counted (facts: they are buffers)."""
+    """Parameters by part. Router correction biases are not parameters and are not counted: they are buffers."""
 
     embedding: int
     head: int

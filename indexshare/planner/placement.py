@@ -1,4 +1,4 @@
-"""Where a model and its cache go on a machine, and how much context there is room for."""
+"""Where the parts of a model and its cache are placed on a machine, and how much context fits."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def matrix(
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One thing done otherwise: its name, and the plan with it."""
+    """One thing changed: its name, and the plan with it."""
 
     name: str
     plan: MachinePlan

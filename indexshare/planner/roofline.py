@@ -1,8 +1,8 @@
 """The least time that a step can take on a machine: each stage by its operations or by its bytes, whichever is slower.
 
-Nothing here is measured: what comes out is a ceiling, which no program beats and most stay well below. Stages are added
+Nothing here is measured: the result is a ceiling, which no program beats and most stay well below. Stages are added
 up, as they run one after the other; within a stage arithmetic and memory overlap. Several devices share every stage
-evenly and talk to each other for nothing.
+evenly; communication between them is not counted.
 
 Source: Williams, Waterman, Patterson, "Roofline" (CACM 2009).
 """
