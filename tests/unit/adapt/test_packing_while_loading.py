@@ -6,7 +6,7 @@ from typing import Literal
 import pytest
 import torch
 
-from indexshare.adapt.quantized import packing, quantize_weights
+from indexshare.adapt.quantized import Packing, packing, quantize_weights
 from indexshare.checkpoint.load import LoadReport, load_model
 from indexshare.checkpoint.save import save_model
 from indexshare.model.glm import GlmMoeDsa
@@ -74,7 +74,9 @@ def test_mistakes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="weights is 'int5'; expected one of int8, int4"):
         packing("int5")
     assert packing(None) is None
-    with pytest.raises(ValueError, match="runs on the CPU only, the model is on meta"):
+    with pytest.raises(ValueError, match="runs on the CPU only, the model is on cuda"):
+        Packing(load_model(folder), "int8", torch.float32, torch.device("cuda"))
+    with pytest.raises(ValueError, match="device is 'meta'; expected cpu, cuda"):
         load_model(folder, device="meta", adapt=packing("int8"))
     name = "model.layers.2.self_attn.o_proj.weight"
     change(folder, lambda tensors: tensors[name].fill_(torch.nan))
