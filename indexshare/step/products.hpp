@@ -61,21 +61,6 @@ class Rows {
     std::vector<float> scales_;
 };
 
-// acc + a * b, unit by unit.
-template <class T>
-inline f32v mac_lanes(f32v acc, u32v a, u32v b) {
-    if constexpr (sizeof(T) == 4) {
-        return acc + (f32v)a * (f32v)b;
-    } else {
-#if defined(__AVX512BF16__)
-        return (f32v)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
-#else
-        acc += (f32v)(a << 16) * (f32v)(b << 16);
-        return acc + (f32v)(a & 0xffff0000u) * (f32v)(b & 0xffff0000u);
-#endif
-    }
-}
-
 // The first `count` elements as units, the others zero.
 template <class T>
 inline u32v load_tail(const T* from, int64_t count) {
@@ -103,13 +88,13 @@ inline void dot_tile(const T* weights, int64_t inputs, const T* const* x, float*
         for (int r = 0; r < R; ++r) {
             const u32v left = load<u32v>(weights + r * inputs + c);
 #pragma GCC unroll 8
-            for (int n = 0; n < N; ++n) acc[r][n] = mac_lanes<T>(acc[r][n], left, right[n]);
+            for (int n = 0; n < N; ++n) acc[r][n] = mac<T>(acc[r][n], left, right[n]);
         }
     }
     if (c < inputs) {
         for (int r = 0; r < R; ++r) {
             const u32v left = load_tail(weights + r * inputs + c, inputs - c);
-            for (int n = 0; n < N; ++n) acc[r][n] = mac_lanes<T>(acc[r][n], left, load<u32v>(x[n] + c));
+            for (int n = 0; n < N; ++n) acc[r][n] = mac<T>(acc[r][n], left, load<u32v>(x[n] + c));
         }
     }
 #pragma GCC unroll 8
