@@ -17,7 +17,9 @@ from torch import Tensor
 
 from indexshare.verify.conventions import RIGHT, Conventions, Hypothesis, hypotheses_for
 from indexshare.verify.forward import PlainForward, Trace
+from indexshare.verify.layers import LayerDifference, compare_layers
 from indexshare.verify.observation import Observation, of_tokens
+from indexshare.verify.probe import check_length
 
 # Root mean square differences of log-probabilities that rounding alone makes, by the other program's type; measured on
 # the shipped models (docs/LOG.md), with room.
@@ -25,6 +27,7 @@ TOLERANCES = {"float64": 1e-4, "float32": 1e-5, "bfloat16": 0.1, "float16": 0.02
 _SHORT = 64  # tokens that decide about the trunk
 _EXPLAINED = 0.2  # of the difference may be left by a hypothesis that counts as an explanation
 _CLEARLY = 0.5  # a pair must leave less than this part of what the best single one leaves
+_LAYER = 1e-4  # relative difference of a layer in float32 that is rounding
 _FEW = 24  # single hypotheses whose pairs are tried
 
 
@@ -46,7 +49,8 @@ class Diagnosis:
         difference: root mean square of the log-probabilities' differences, under the right conventions.
         found: hypotheses that explain it; none where there is nothing to explain, or nothing explains it.
         left: difference under them.
-        first_layer: the first layer whose states differ, where the program can be looked into.
+        margin: of the choices in this text (`Trace.margin`).
+        layers: each layer by itself, where the program can be looked into.
         attempts: what was tried, the best first.
     """
 
@@ -58,7 +62,8 @@ class Diagnosis:
     difference: float
     found: list[Hypothesis] = field(default_factory=list)
     left: float = 0.0
-    first_layer: int | None = None
+    margin: float = 1.0
+    layers: list[LayerDifference] = field(default_factory=list)
     attempts: list[Attempt] = field(default_factory=list)
 
     @property
@@ -70,6 +75,16 @@ class Diagnosis:
             return "unexplained"
         return "explained" if self.left <= max(self.tolerance, _EXPLAINED * self.difference) else "partly explained"
 
+    @property
+    def layer_tolerance(self) -> float:
+        """Relative difference of a layer that counts as rounding."""
+        return max(self.tolerance, _LAYER)
+
+    @property
+    def first_layer(self) -> int | None:
+        """The first layer that differs by itself."""
+        return next((one.layer for one in self.layers if one.apart(self.layer_tolerance)), None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
@@ -80,7 +95,9 @@ class Diagnosis:
             "left": self.left,
             "tokens": self.tokens,
             "index_topk": self.index_topk,
+            "margin": self.margin,
             "first_layer": self.first_layer,
+            "layers": [one.to_dict() for one in self.layers],
             "found": [{"name": h.name, "says": h.says} for h in self.found],
             "attempts": [{"names": list(a.names), "difference": a.difference} for a in self.attempts],
         }
@@ -93,10 +110,11 @@ class Diagnostician:
         forward: the model, computed under any conventions.
         observation: the other program's numbers; its text is longer than `index_topk` by 12 tokens or more.
         tolerance: difference that counts as rounding; by default from the observation's precision.
-        progress: told after each pass (done, total so far known).
+        progress: told after each pass: how many are done, and how many are planned so far.
 
     Raises:
-        ValueError: a text too short to show the selection, ids outside the vocabulary, or an unknown precision.
+        ValueError: a text too short to show the selection, ids outside the vocabulary, log-probabilities that are
+            not finite, or an unknown precision.
     """
 
     def __init__(
@@ -115,25 +133,25 @@ class Diagnostician:
                 f"token id {max(observation.token_ids)} is outside the vocabulary of {config.vocab_size}; the text was "
                 "made for another model"
             )
-        if len(observation.token_ids) < config.index_topk + 12:
-            raise ValueError(
-                f"the text has {len(observation.token_ids)} tokens, index_topk is {config.index_topk}: with fewer than "
-                f"{config.index_topk + 12} nothing of the selection can be seen; give a longer text or a smaller --topk"
-            )
+        check_length(config, len(observation.token_ids))
+        if not bool(observation.logprobs.isfinite().all()):
+            raise ValueError(f"{observation.program} gave log-probabilities that are not finite numbers")
         self._forward, self._observation, self._progress = forward, observation, progress
         self._ids = torch.tensor(observation.token_ids)
         self._short = min(config.index_topk, _SHORT, len(self._ids))
         self._tolerance = TOLERANCES[observation.precision] if tolerance is None else tolerance
-        self._done = 0
+        self._done, self._planned = 0, 1
 
     def diagnose(self) -> Diagnosis:
         """Compare, and explain what differs."""
         observation, draft = self._observation, self._observation.draft_rows is not None
         trace = self._run(RIGHT, len(self._ids), draft)
+        if not bool(trace.logits.isfinite().all()):
+            raise ValueError("the model's own logits are not finite numbers: check the directory by itself first")
         found = Diagnosis(
             program=observation.program, precision=observation.precision, tolerance=self._tolerance,
             tokens=len(self._ids), index_topk=self._forward.config.index_topk, difference=self._difference(trace),
-            first_layer=self._first_layer(trace),
+            margin=trace.margin, layers=compare_layers(self._forward, observation.layers or ()),
         )  # fmt: skip
         found.left = found.difference
         if found.difference <= self._tolerance:
@@ -176,6 +194,7 @@ class Diagnostician:
     ) -> list[tuple[float, tuple[Hypothesis, ...]]]:
         """Each set of hypotheses with the difference it leaves, the smallest first."""
         results = []
+        self._planned = self._done + len(sets)
         for hypotheses in sets:
             changed = how
             for hypothesis in hypotheses:
@@ -189,7 +208,7 @@ class Diagnostician:
     def _run(self, how: Conventions, length: int, draft: bool) -> Trace:
         self._done += 1
         if self._progress is not None:
-            self._progress(self._done, 0)
+            self._progress(self._done, max(self._done, self._planned))
         return self._forward(self._ids[:length], how, draft=draft)
 
     def _difference(self, trace: Trace, *, drafting: bool = False) -> float:
@@ -205,15 +224,6 @@ class Diagnostician:
             drafts = _rms(observation.draft_rows[: length - 1] - trace.draft_logits.log_softmax(-1))
             parts = [drafts] if drafting else [max(parts[0], drafts)]
         return parts[0]
-
-    def _first_layer(self, trace: Trace) -> int | None:
-        """The first layer whose states differ by more than rounding, relative to their size."""
-        if self._observation.hidden is None:
-            return None
-        for layer, (ours, theirs) in enumerate(zip(trace.hidden, self._observation.hidden, strict=False)):
-            if _rms(ours - theirs.float()) > max(self._tolerance, 1e-4) * _rms(ours):
-                return layer
-        return None
 
 
 def _rms(difference: Tensor) -> float:

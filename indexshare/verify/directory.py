@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor
 
+from indexshare.checkpoint.load import parse_dtype
 from indexshare.checkpoint.matching import Match, Matching, match_tensors
 from indexshare.checkpoint.tensor_files import TensorReader, read_directory
 from indexshare.config.model import ModelConfig
@@ -50,17 +52,49 @@ def check_directory(directory: Path, progress: Callable[[int, int], None] | None
         findings.append(Finding(level="error", place="tensors", says=" ".join(str(error).split())))
     else:
         findings += _dropped(matching)
+        findings += _types(config, matching)
         findings += _values(config, matching, progress)
-    return findings + list(_tokenizer(directory, config)) + list(_template(directory)) + list(_stops(directory, config))
+    return [
+        *findings,
+        *_idle(config),
+        *_tokenizer(directory, config),
+        *_template(directory),
+        *_stops(directory, config),
+    ]
+
+
+def _idle(config: ModelConfig) -> Iterator[Finding]:
+    """Whether the indexers are ever run."""
+    if config.index_topk >= config.max_position_embeddings:
+        says = (
+            f"index_topk {config.index_topk} is not below the context of {config.max_position_embeddings}: no indexer "
+            "ever chooses, every text is attended in full"
+        )
+        yield Finding(level="warning", place="config.json", says=says)
 
 
 def _dropped(matching: Matching) -> Iterator[Finding]:
     """Tensors that loading leaves out, by reason."""
     by_reason: dict[str, list[str]] = defaultdict(list)
+    repeated = {copy.name for copy, _ in matching.repeats}  # compared below
     for name, reason in matching.dropped.items():
-        by_reason[reason].append(name)
+        if name not in repeated:
+            by_reason[reason].append(name)
     for reason, names in by_reason.items():
         says = f"{len(names)} tensors are not used ({reason}), {names[0]} for one"
+        yield Finding(level="warning", place="tensors", says=says)
+
+
+def _types(config: ModelConfig, matching: Matching) -> Iterator[Finding]:
+    """Whether most matrices are of another type than the configuration states."""
+    if not config.dtype_is_stated:
+        return
+    stated = parse_dtype(config.dtype)
+    matrices = [m.stored for m in matching.matches if m.scale is None and len(m.stored.shape) > 1]
+    others = [stored for stored in matrices if stored.dtype != stated]
+    if 2 * len(others) > len(matrices):  # a few are kept more precisely on purpose
+        found = ", ".join(sorted({str(stored.dtype).removeprefix("torch.") for stored in others}))
+        says = f"{len(others)} matrices are stored as {found}, config.json says {config.dtype}, as {others[0].name}"
         yield Finding(level="warning", place="tensors", says=says)
 
 
@@ -82,10 +116,20 @@ def _values(config: ModelConfig, matching: Matching, progress: Callable[[int, in
                 findings.append(Finding(level="error", place=name, says=says))
             if progress is not None:
                 progress(number + 1, len(matching.matches))
+    findings += _repeats(matching)
     for layer, experts in sorted(silent.items()):
         says = f"{len(experts)} experts add nothing, their weights are zero: {_some(sorted(experts))}"
         findings.append(Finding(level="warning", place=f"layer {layer}", says=says))
     return findings
+
+
+def _repeats(matching: Matching) -> Iterator[Finding]:
+    """Tensors stored twice that must be equal."""
+    with TensorReader() as reader:
+        for copy, original in matching.repeats:
+            if not torch.equal(reader.read(copy).float(), reader.read(original).float()):
+                says = f"it differs from {original.name}, which it must repeat"
+                yield Finding(level="error", place=copy.name, says=says)
 
 
 def _read(reader: TensorReader, match: Match, block: tuple[int, int]) -> tuple[Tensor, Tensor | None]:
@@ -124,11 +168,13 @@ def _silent_experts(name: str, values: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _never_chosen(config: ModelConfig, name: str, bias: Tensor) -> Iterator[Finding]:
-    """Experts that no score can bring in: scores lie between 0 and 1, so a bias 1 below the k-th best is too low."""
-    if config.n_group > 1:
-        return  # what wins a group depends on the others in it
-    worst_winner = bias.sort(descending=True).values[config.num_experts_per_tok - 1]
-    dead = (bias + 1.0 <= worst_winner).nonzero()[:, 0].tolist()
+    """Experts that no score can bring in: scores lie between 0 and 1, so a bias 1 below the k-th best of
+    its group is too low."""
+    groups, chosen = bias.view(config.n_group, -1), config.num_experts_per_tok
+    if groups.shape[1] <= chosen:
+        return  # a group may win as a whole
+    worst_winner = groups.sort(dim=-1, descending=True).values[:, chosen - 1, None]
+    dead = (groups + 1.0 <= worst_winner).flatten().nonzero()[:, 0].tolist()
     if dead:
         says = f"{len(dead)} experts can never be chosen, their correction bias is too low: {_some(dead)}"
         yield Finding(level="warning", place=name, says=says)
@@ -149,6 +195,10 @@ def _tokenizer(directory: Path, config: ModelConfig) -> Iterator[Finding]:
     if tokenizer.vocab_size > config.vocab_size:
         says = f"it makes ids up to {tokenizer.vocab_size - 1}, the model has {config.vocab_size} embeddings"
         yield Finding(level="error", place="tokenizer.json", says=says)
+    own, stated = set(tokenizer.eos_ids), set(config.eos_token_ids)
+    if own and stated and not own & stated:
+        says = f"its token that ends a text is {min(own)}, config.json's eos_token_id is {sorted(stated)}"
+        yield Finding(level="warning", place="tokenizer.json", says=says)
     sample = "def f(x):\n    return x + 1  # ümläut 漢字\n"
     if tokenizer.decode(tokenizer.encode(sample)) != sample:
         yield Finding(level="warning", place="tokenizer.json", says="a text does not come back as it was")
@@ -191,9 +241,13 @@ def _template_text(directory: Path) -> str | None:
 
 def _stops(directory: Path, config: ModelConfig) -> Iterator[Finding]:
     """Ids that end a text, in both files that name them."""
-    outside = [i for i in config.eos_token_ids if i >= config.vocab_size]
-    if outside:
-        yield Finding(level="error", place="config.json", says=f"eos_token_id {outside[0]} is outside the vocabulary")
+    named = {"bos_token_id": (config.bos_token_id,), "eos_token_id": config.eos_token_ids}
+    named |= {"pad_token_id": (config.pad_token_id,)}
+    for key, ids in named.items():
+        outside = [i for i in ids if i is not None and i >= config.vocab_size]
+        if outside:
+            says = f"{key} {outside[0]} is outside the vocabulary of {config.vocab_size}"
+            yield Finding(level="error", place="config.json", says=says)
     if not config.eos_token_ids:
         yield Finding(level="warning", place="config.json", says="no eos_token_id: texts end at the token limit only")
     file = directory / "generation_config.json"

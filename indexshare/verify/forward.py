@@ -19,6 +19,7 @@ from torch import Tensor
 
 from indexshare.config.model import ModelConfig
 from indexshare.verify.conventions import RIGHT, Conventions
+from indexshare.verify.observation import LayerStates
 
 _LATENT_EPS = 1e-6
 
@@ -29,15 +30,17 @@ class Trace:
 
     Attributes:
         logits: float32 `[S, V]`.
-        hidden: after each layer, `[S, H]` each.
-        chosen: bool `[S, S]` of each layer: which tokens (columns) a query attends to.
+        layers: each layer's states.
         draft_logits: float32 `[S - 1, V]` of the draft layer's first step, or None; row i predicts token i + 2.
+        margin: the smallest gap between what was chosen last and what was left out first, over all choices of tokens
+            (relative to the query's largest score) and experts; where it is of the size of rounding, another program
+            may rightly choose otherwise.
     """
 
     logits: Tensor
-    hidden: list[Tensor]
-    chosen: list[Tensor]
+    layers: list[LayerStates]
     draft_logits: Tensor | None
+    margin: float
 
 
 class PlainForward:
@@ -49,29 +52,48 @@ class PlainForward:
     """
 
     def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-        self.config = config
+        self.config, self.how = config, RIGHT
         self.weights = {name: tensor.detach().float() for name, tensor in weights.items()}
+        self._margin = 1.0
 
     @torch.no_grad()
     def __call__(self, token_ids: Tensor, conventions: Conventions = RIGHT, *, draft: bool = False) -> Trace:
         """Run int64 `[S]` tokens; `draft` also runs the draft layer once, behind the trunk."""
-        self.how = conventions
-        rope = self._rope(torch.arange(len(token_ids)))
+        self.how, self._margin = conventions, 1.0
+        rope = self._rope(len(token_ids))
         x = self.weights["embed_tokens.weight"][token_ids]
-        hidden, chosen = list[Tensor](), list[Tensor]()
-        selection: Tensor | None = None
+        layers = list[LayerStates]()
         for layer in range(self.config.num_hidden_layers):
-            full = self._is_full(layer)
-            x, selection = self._layer(f"layers.{layer}.", layer, x, rope, None if full else selection)
-            hidden.append(x)
-            chosen.append(selection)
+            taken = None if self._is_full(layer) else layers[-1].chosen
+            layers.append(self._layer(f"layers.{layer}.", layer, x, rope, taken))
+            x = layers[-1].after
         normed = self._norm(x, "norm.weight")
         head = self._head()
         drafted = None
         if draft:
             state = normed if conventions.draft_hidden == "after norm" else x
             drafted = self._draft(token_ids, state, rope, head)
-        return Trace(logits=normed @ head.T, hidden=hidden, chosen=chosen, draft_logits=drafted)
+        return Trace(logits=normed @ head.T, layers=layers, draft_logits=drafted, margin=self._margin)
+
+    @torch.no_grad()
+    def layer(self, layer: int, before: Tensor, chosen: Tensor) -> LayerStates:
+        """One layer of the trunk on states `[S, H]`, with the right conventions and the choice that is handed in."""
+        self.how = RIGHT
+        return self._layer(f"layers.{layer}.", layer, before, self._rope(len(before)), chosen)
+
+    @torch.no_grad()
+    def feed_forward(self, layer: int, between: Tensor) -> Tensor:
+        """What the second half of a layer makes of states `[S, H]`, with the right conventions."""
+        self.how = RIGHT
+        return self._feed_forward(f"layers.{layer}.", layer, between)
+
+    @torch.no_grad()
+    def index_scores(self, layer: int, before: Tensor) -> Tensor:
+        """Scores `[S, S]` that a Full layer's indexer gives, with the right conventions; those of later keys too."""
+        self.how, prefix = RIGHT, f"layers.{layer}."
+        x = self._norm(before, prefix + "input_layernorm.weight")
+        prefix += "self_attn."
+        return self._index_scores(prefix + "indexer.", x, self._latent_query(prefix, x), self._rope(len(x)))
 
     def _head(self) -> Tensor:
         return self.weights.get("lm_head.weight", self.weights["embed_tokens.weight"])
@@ -83,7 +105,7 @@ class PlainForward:
         halves = (embedded, carried) if self.how.draft_halves == "embedding first" else (carried, embedded)
         x = torch.cat(halves, -1) @ self.weights["mtp.eh_proj.weight"].T
         layer = self.config.num_hidden_layers
-        x, _ = self._layer("mtp.layer.", layer, x, (rope[0][:-1], rope[1][:-1]), None)
+        x = self._layer("mtp.layer.", layer, x, (rope[0][:-1], rope[1][:-1]), None).after
         return (self._norm(x, "mtp.shared_head_norm.weight") if self.how.draft_norm else x) @ head.T
 
     def _is_full(self, layer: int) -> bool:
@@ -95,12 +117,13 @@ class PlainForward:
         place = layer + shift
         return 0 <= place < plan.num_layers and plan.is_full(place)
 
-    def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _rope(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines `[S, P / 2]` of positions 0 to S - 1."""
         parameters = self.config.rope_parameters
         if self.how.rope_theta is not None:
             parameters = type(parameters)(**{**vars(parameters), "rope_theta": self.how.rope_theta})
         frequencies = torch.tensor(parameters.inverse_frequencies(self.config.qk_rope_head_dim), dtype=torch.float32)
-        angles = positions.float()[:, None] * frequencies
+        angles = torch.arange(tokens).float()[:, None] * frequencies
         return angles.cos() * parameters.table_scale, angles.sin() * parameters.table_scale
 
     def _norm(self, x: Tensor, weight: str, eps: float | None = None) -> Tensor:
@@ -109,15 +132,19 @@ class PlainForward:
 
     def _layer(
         self, prefix: str, layer: int, x: Tensor, rope: tuple[Tensor, Tensor], selection: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> LayerStates:
         """One decoder layer; makes a choice where none is handed in."""
         attended, selection = self._attention(
             prefix + "self_attn.", layer, self._norm(x, prefix + "input_layernorm.weight"), rope, selection
         )
-        x = x + attended
-        normed = self._norm(x, prefix + "post_attention_layernorm.weight")
-        mlp = self._experts if self.config.is_moe(layer) else self._swiglu
-        return x + mlp(prefix + "mlp.", normed), selection
+        between = x + attended
+        after = self._feed_forward(prefix, layer, between)
+        return LayerStates(before=x, between=between, after=after, chosen=selection)
+
+    def _feed_forward(self, prefix: str, layer: int, between: Tensor) -> Tensor:
+        normed = self._norm(between, prefix + "post_attention_layernorm.weight")
+        part = self._experts if self.config.is_moe(layer) else self._swiglu
+        return between + part(prefix + "mlp.", normed)
 
     def _attention(
         self, prefix: str, layer: int, x: Tensor, rope: tuple[Tensor, Tensor], selection: Tensor | None
@@ -125,7 +152,7 @@ class PlainForward:
         config, how = self.config, self.how
         eps = _LATENT_EPS if how.latent_eps is None else how.latent_eps
         rank, heads, interleaved = config.kv_lora_rank, config.num_attention_heads, how.attention_rope == "interleaved"
-        latent_query = self._norm(self._linear(x, prefix + "q_a_proj"), prefix + "q_a_layernorm.weight", eps)
+        latent_query = self._latent_query(prefix, x)
         query = self._linear(latent_query, prefix + "q_b_proj").unflatten(-1, (heads, -1))
         plain, turned = query.split((config.qk_nope_head_dim, config.qk_rope_head_dim), -1)
         query = torch.cat((plain, _rotate(turned, rope, interleaved)), -1)
@@ -142,6 +169,10 @@ class PlainForward:
         mixed = torch.einsum("aqk,kad->qad", probabilities, value).flatten(1)
         return self._linear(mixed, prefix + "o_proj"), selection
 
+    def _latent_query(self, prefix: str, x: Tensor) -> Tensor:
+        eps = _LATENT_EPS if self.how.latent_eps is None else self.how.latent_eps
+        return self._norm(self._linear(x, prefix + "q_a_proj"), prefix + "q_a_layernorm.weight", eps)
+
     def _softmax_scale(self) -> float:
         config = self.config
         width = {"head": config.qk_head_dim, "nope": config.qk_nope_head_dim, "latent": config.latent_dim}
@@ -156,22 +187,32 @@ class PlainForward:
 
     def _choose(self, indexer: str, x: Tensor, latent_query: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """The lightning indexer: bool `[S, S]`, the best `index_topk` keys of each query, equal scores by position."""
-        config, how = self.config, self.how
         size = len(x)
         causal = torch.ones(size, size, dtype=torch.bool).tril()
-        topk = config.index_topk if how.topk is None else how.topk
+        topk = self.config.index_topk if self.how.topk is None else self.how.topk
         if size <= topk:
             return causal
+        scores = self._index_scores(indexer, x, latent_query, rope).masked_fill(~causal, -torch.inf)
+        ranked, order = scores.sort(dim=-1, descending=True, stable=True)
+        largest = scores[topk:].masked_fill(~causal[topk:], 0.0).abs().amax(-1)
+        self._look(ranked[topk:, topk - 1], ranked[topk:, topk], largest)
+        return torch.zeros_like(causal).scatter(1, order[:, :topk], True) & causal
+
+    def _index_scores(self, indexer: str, x: Tensor, latent_query: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """`[S, S]`: how much each query (row) wants each key."""
+        config, how = self.config, self.how
         queries = self._linear(latent_query, indexer + "wq_b").unflatten(-1, (config.index_n_heads, -1))
         keys = self._key_norm(self._linear(x, indexer + "wk"), indexer)
         queries, keys = self._rotate_index(queries, rope), self._rotate_index(keys[:, None], rope)[:, 0]
         weights = self._head_weights(self._linear(x, indexer + "weights_proj"))
         dots = torch.einsum("qhd,kd->qhk", queries, keys)
         scores = torch.einsum("qh,qhk->qk", weights, dots.relu() if how.relu else dots)
-        if how.score_type == "bfloat16":
-            scores = scores.bfloat16().float()
-        order = scores.masked_fill(~causal, -torch.inf).sort(dim=-1, descending=True, stable=True).indices[:, :topk]
-        return torch.zeros_like(causal).scatter(1, order, True) & causal
+        return scores.bfloat16().float() if how.score_type == "bfloat16" else scores
+
+    def _look(self, last: Tensor, rejected: Tensor, size: Tensor | float = 1.0) -> None:
+        """Take note of the gaps between the last chosen and the first rejected."""
+        gaps = (last - rejected) / torch.as_tensor(size).clamp_min(1e-30)
+        self._margin = min(self._margin, float(gaps.min()))
 
     def _head_weights(self, weights: Tensor) -> Tensor:
         how, scale = self.how, (self.config.index_n_heads * self.config.index_head_dim) ** -0.5
@@ -228,10 +269,16 @@ class PlainForward:
         ranked = biased
         if groups > 1:
             by_group = biased.unflatten(-1, (groups, -1))
-            best = by_group.topk(2, -1).values.sum(-1).sort(dim=-1, descending=True, stable=True).indices
+            totals, best = by_group.topk(2, -1).values.sum(-1).sort(dim=-1, descending=True, stable=True)
+            if config.topk_group < groups:
+                self._look(totals[:, config.topk_group - 1], totals[:, config.topk_group])
             kept = torch.zeros(len(x), groups, dtype=torch.bool).scatter(1, best[:, : config.topk_group], True)
             ranked = biased.masked_fill(~kept.repeat_interleave(by_group.shape[-1], -1), -torch.inf)
-        chosen = ranked.sort(dim=-1, descending=True, stable=True).indices[:, : config.num_experts_per_tok]
+        ordered, order = ranked.sort(dim=-1, descending=True, stable=True)
+        count = config.num_experts_per_tok
+        if count < order.shape[1]:
+            self._look(ordered[:, count - 1], ordered[:, count])
+        chosen = order[:, :count]
         weights = torch.zeros_like(scores).scatter(
             1, chosen, (biased if how.biased_weights else scores).gather(1, chosen)
         )

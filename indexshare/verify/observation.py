@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerStates:
+    """One layer on a text of S tokens.
+
+    Attributes:
+        before, between, after: float32 `[S, H]`: what enters the layer, what leaves its attention and enters its
+            feed-forward part, and what leaves that, each with what it was added to.
+        chosen: bool `[S, S]`: which tokens (columns) each query attends to.
+    """
+
+    before: Tensor
+    between: Tensor
+    after: Tensor
+    chosen: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +38,7 @@ class Observation:
         token_ids: the text, S tokens.
         logprobs: float32 `[S - 1]`, log-probability of each token after the first given those before it.
         rows: float32 `[S, V]`, log-probabilities of every token at every position, where the program shows them.
-        hidden: states `[S, H]` after each layer, where it can be looked into.
+        layers: each layer, where it can be looked into.
         draft_rows: float32 `[S - 1, V]`, the draft layer's first step; row i predicts token i + 2.
         precision: type the program computes in; decides which differences are rounding.
     """
@@ -30,7 +47,7 @@ class Observation:
     token_ids: tuple[int, ...]
     logprobs: Tensor
     rows: Tensor | None = None
-    hidden: tuple[Tensor, ...] | None = None
+    layers: tuple[LayerStates, ...] | None = None
     draft_rows: Tensor | None = None
     precision: str = "float32"
 
@@ -52,7 +69,8 @@ def of_tokens(rows: Tensor, token_ids: Sequence[int]) -> Tensor:
 def read_logprobs(path: Path) -> Observation:
     """An observation from a JSON file: `{"token_ids": [...], "logprobs": [...], "precision": "bfloat16"}`.
 
-    `logprobs` has one number for each token; the first, which nothing precedes, may be null or left out.
+    `logprobs` has one natural logarithm for each token; the first, which nothing precedes, may be null or left out.
+    Other keys are passed over.
 
     Raises:
         ValueError: the file does not hold that; the text says what is wrong.
@@ -60,7 +78,7 @@ def read_logprobs(path: Path) -> Observation:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(data, dict) or not {"token_ids", "logprobs"} <= set(data):
         raise ValueError(f'{path}: expected an object with "token_ids" and "logprobs"')
@@ -77,13 +95,18 @@ def check_logprobs(values: Any, count: int, where: str) -> Tensor:
     """Log-probabilities `[count - 1]` from a list with or without an entry for the first token.
 
     Raises:
-        ValueError: not numbers of zero or less, or another number of them.
+        ValueError: not finite numbers of zero or less, or another number of them.
     """
-    if isinstance(values, list) and len(values) == count:
-        values = values[1:]
-    numbers = isinstance(values, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and v <= 1e-4 for v in values
-    )
-    if not numbers or len(values) != count - 1:
-        raise ValueError(f"{where}: expected {count - 1} log-probabilities, one for each token but the first")
+    if not isinstance(values, list) or len(values) not in (count - 1, count):
+        got = f"{len(values)} values" if isinstance(values, list) else f"{values!r:.40}"
+        raise ValueError(
+            f"{where}: expected {count - 1} log-probabilities, one for each token but the first, and got {got}"
+        )
+    values = values[-(count - 1) :]
+    for number, value in enumerate(values, 1):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value > 1e-4:
+            raise ValueError(
+                f"{where}: expected {count - 1} log-probabilities, finite numbers of 0 or less; the one of token "
+                f"{number} (counted from 0) is {value!r:.40}"
+            )
     return torch.tensor(values, dtype=torch.float32)

@@ -1,4 +1,7 @@
-"""Other programs, asked for the log-probabilities of a text: transformers, llama.cpp, servers, our own engine."""
+"""Other programs, asked for the log-probabilities of a text: transformers, llama.cpp, our own engine.
+
+Servers are asked in `server.py`, files read in `observation.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,27 +10,30 @@ import json
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
+from torch import Tensor
 
+from indexshare.engine.llm import LLM
+from indexshare.engine.params import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.verify.observation import Observation, check_logprobs
+from indexshare.verify.observation import LayerStates, Observation
 
 _WORKERS = Path(__file__).parent / "workers"
 _SECONDS = 600
 _NEEDS = {"transformers": "transformers>=5.13", "llama-cpp-python": "llama-cpp-python==0.3.36"}
+_CHUNK = 64  # tokens that our engine reads at a time: several chunks even in short texts
 
 
 def ask_transformers(
     directory: Path, token_ids: Sequence[int], *, index_topk: int | None = None, dtype: str = "float32"
 ) -> Observation:
-    """The text under transformers, in a process of its own; `index_topk` changes the configuration there.
+    """The text under transformers, in a process of its own, with every layer's states and choices.
+
+    `index_topk` changes the configuration there.
 
     Raises:
         ValueError: transformers is not installed, or cannot run the model; the text has its own words.
@@ -35,8 +41,23 @@ def ask_transformers(
     request = {"token_ids": list(token_ids), "index_topk": index_topk, "dtype": dtype}
     facts = _run("transformers", "transformers_worker.py", directory, request)
     return Observation.of_logits(
-        "transformers", token_ids, facts["logits"], hidden=tuple(facts["hidden"]), precision=dtype
+        "transformers", token_ids, facts["logits"], layers=_layers(facts, len(token_ids)), precision=dtype
     )
+
+
+def _layers(facts: dict[str, Tensor], tokens: int) -> tuple[LayerStates, ...] | None:
+    """From states `[L, S, H]` and chosen tokens `[L, S, k]`; None where the worker could not look into the layers."""
+    if "before" not in facts:
+        return None
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    states = zip(facts["before"], facts["between"], facts["after"], facts["chosen"], strict=True)
+    return tuple(
+        LayerStates(
+            before=before, between=between, after=after,
+            chosen=torch.zeros_like(causal).scatter(1, ids.long(), True) & causal,
+        )
+        for before, between, after, ids in states
+    )  # fmt: skip
 
 
 def ask_llama_cpp(file: Path, token_ids: Sequence[int], *, precision: str = "bfloat16") -> Observation:
@@ -49,83 +70,57 @@ def ask_llama_cpp(file: Path, token_ids: Sequence[int], *, precision: str = "bfl
     return Observation.of_logits("llama.cpp", token_ids, facts["logits"], precision=precision)
 
 
-def ask_ourselves(model: GlmMoeDsa, token_ids: Sequence[int]) -> Observation:
-    """The text under this package's own model, with the kernels that run on this machine."""
-    with torch.inference_mode():
-        logits = model(torch.tensor([list(token_ids)]))[0]
-    precision = str(logits.dtype).removeprefix("torch.")
-    return Observation.of_logits("indexshare", token_ids, logits, precision=precision)
+def ask_ourselves(model: GlmMoeDsa, token_ids: Sequence[int], *, written: int = 0) -> Observation:
+    """A text under this package's own engine, with the kernels that run on this machine.
 
-
-def ask_server(
-    url: str, token_ids: Sequence[int], *, model: str | None = None, key: str | None = None, precision: str = "bfloat16"
-) -> Observation:
-    """The text under a server that speaks OpenAI's completions, with `echo` and token ids as the prompt.
+    The text is read in chunks through the paged cache, as prompts are; then the engine writes tokens of its own.
 
     Args:
-        url: of the server, with or without `/v1`.
-        token_ids: the text.
-        model: its name there; by default the first that the server lists.
-        key: sent as a bearer token.
-        precision: type that the server computes in.
-
-    Raises:
-        ValueError: no answer, or one without log-probabilities of the prompt.
+        model: in its own type, on its own device.
+        token_ids: the beginning of the text.
+        written: tokens that the engine adds, one decode step for each.
     """
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ValueError(f"--url is {url!r}; expected an address such as http://localhost:8000")
-    base = url.rstrip("/").removesuffix("/v1")
-    if model is None:
-        listed = _ask(f"{base}/v1/models", None, key).get("data") or [{}]
-        model = listed[0].get("id")
-        if not isinstance(model, str):
-            raise ValueError(f"{base} lists no model; name it with --served-model")
-    body = {
-        "model": model, "prompt": list(token_ids), "max_tokens": 1, "temperature": 0.0, "echo": True, "logprobs": 1,
-    }  # fmt: skip
-    answer = _ask(f"{base}/v1/completions", body, key)
-    try:
-        values = answer["choices"][0]["logprobs"]["token_logprobs"]
-    except (KeyError, IndexError, TypeError):
-        raise ValueError(
-            f"{base} returned no log-probabilities of the prompt; it must support echo with logprobs in /v1/completions"
-        ) from None
-    values = values[: len(token_ids)]  # and the one token it had to write
-    logprobs = check_logprobs(values, len(token_ids), base)
-    return Observation(program=base, token_ids=tuple(token_ids), logprobs=logprobs, precision=precision)
+    ids = list(token_ids)
+    llm = LLM(model, max_context=len(ids) + written, prefill_chunk=_CHUNK)
+    logprobs = [token.logprob for token in llm.engine.score(ids, 1)]
+    if written:
+        params = SamplingParams(max_tokens=written, temperature=1.0, seed=0, ignore_eos=True, logprobs=0)
+        (output,) = llm.generate([ids], params)
+        ids += output.token_ids
+        logprobs += [token.logprob for token in output.logprobs or ()]
+    precision = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return Observation(
+        program="indexshare", token_ids=tuple(ids), logprobs=torch.tensor(logprobs), precision=precision
+    )  # fmt: skip
 
 
-def _ask(url: str, body: dict[str, Any] | None, key: str | None) -> dict[str, Any]:
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(url, data=data, headers=headers)
-    try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
-            answer = json.loads(reply.read())
-    except urllib.error.HTTPError as error:
-        said = " ".join(error.read().decode(errors="replace").split())[:300]
-        raise ValueError(f"{url} answered {error.code}: {said or error.reason}") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{url} gave no usable answer: {error}") from None
-    if not isinstance(answer, dict):
-        raise ValueError(f"{url} gave no usable answer: a JSON object was expected")
-    return answer
-
-
-def _run(package: str, worker: str, source: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """What a worker saved. Its last line is the reason when it fails."""
+def require(package: str) -> None:
+    """Refuse (ValueError) to go on without a package that a worker needs."""
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         raise ValueError(f"{package} is not installed: pip install '{_NEEDS[package]}'") from None
+
+
+def _run(package: str, worker: str, source: Path, request: dict[str, Any]) -> dict[str, Any]:
+    """What a worker saved. Its last line is the reason when it fails."""
+    require(package)
     with tempfile.TemporaryDirectory() as folder:
         request_file, result_file = Path(folder) / "request.json", Path(folder) / "result.pt"
         request_file.write_text(json.dumps(request), encoding="utf-8")
-        command = [sys.executable, str(_WORKERS / worker), str(source), str(request_file), str(result_file)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
-        if done.returncode or not result_file.is_file():
-            said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
-            raise ValueError(f"{package} could not run {source}: {said[-1]}")
+        refusal = _work(worker, [str(source), str(request_file), str(result_file)])
+        if refusal is not None or not result_file.is_file():
+            raise ValueError(f"{package} could not run {source}: {refusal or 'it gave no result'}")
         facts: dict[str, Any] = torch.load(result_file, weights_only=True)
     return facts
+
+
+def _work(worker: str, arguments: list[str]) -> str | None:
+    """Run a worker to its end: None, or why it failed."""
+    command = [sys.executable, str(_WORKERS / worker), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_SECONDS)
+    except subprocess.TimeoutExpired:
+        return f"it took more than {_SECONDS} s"
+    said = (done.stderr.strip() or done.stdout.strip()).splitlines() or [f"exit code {done.returncode}"]
+    return said[-1] if done.returncode else None

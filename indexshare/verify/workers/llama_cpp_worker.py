@@ -2,7 +2,7 @@
 
     python llama_cpp_worker.py MODEL.gguf REQUEST.json RESULT.pt
 
-`REQUEST.json`: {"token_ids": [...]}. `RESULT.pt`: a dictionary of tensors.
+`REQUEST.json`: {"token_ids": [...]}. `RESULT.pt`: a dictionary of tensors. A failure is one line on standard error.
 """
 
 from __future__ import annotations
@@ -24,4 +24,7 @@ def main(file: str, request_file: str, result_file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    try:
+        main(*sys.argv[1:])
+    except Exception as failure:
+        sys.exit(f"{type(failure).__name__}: {' '.join(str(failure).split())[:500]}")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from indexshare.checkpoint.load import load_model
+from indexshare.cli.verify import spans
 from indexshare.verify.conventions import HYPOTHESES, RIGHT
 from indexshare.verify.forward import PlainForward
 from indexshare.verify.observation import of_tokens
@@ -87,20 +88,74 @@ def test_a_server_that_shows_too_little(run: Callable[..., Any], model_dir: Path
     result = run("verify", model_dir, "--url", server)
     assert (result.code, result.out) == (2, "")
     assert "returned no log-probabilities of the prompt" in result.err
-    assert "answered 404" in run("verify", model_dir, "--url", server, "--served-model", "other").err
+    said = run("verify", model_dir, "--url", server, "--served-model", "other").err
+    assert "answered 404: no such model; it has faulty, not 'other' (--served-model)" in said
+
+
+def test_a_program_run_by_hand(run: Callable[..., Any], model_dir: Path, tmp_path: Path) -> None:
+    file = tmp_path / "text.json"
+    result = run("verify", model_dir, "--write-ids", file, "--tokens", 40)
+    assert result.code == 0
+    assert f"indexshare verify {model_dir} --logprobs {file}" in result.out
+    facts = json.loads(file.read_text())
+    assert len(facts["token_ids"]) == 40
+    assert json.loads(run("verify", model_dir, "--write-ids", file, "--json").out)["tokens"] == 32
+    model = load_model(model_dir, dtype="float32")
+    forward, ids = PlainForward(model.config, model.state_dict()), facts["token_ids"]
+    for name, code in (("relu-missing", 1), (None, 0)):
+        how = next((h.on(RIGHT) for h in HYPOTHESES if h.name == name), RIGHT)
+        rows = forward(torch.tensor(ids), how).logits.log_softmax(-1)
+        file.write_text(json.dumps(facts | {"logprobs": of_tokens(rows, ids).tolist()}))
+        result = run("verify", model_dir, "--logprobs", file, "--json")
+        said = json.loads(result.out)
+        assert result.code == code
+        assert [found["name"] for found in said["found"]] == ([name] if name else [])
+        assert (said["tokens"], said["program"]) == (40, str(file))
+
+
+def test_progress_is_told_and_json_stays_alone(run: Callable[..., Any], model_dir: Path) -> None:
+    result = run("verify", model_dir, "--engine", "--json")
+    assert [line.split(":")[0] for line in result.err.splitlines()] == [
+        "choosing a text", "the other program", "comparing"
+    ]  # fmt: skip
+    json.loads(result.out)
+
+
+def test_it_fits_a_narrow_page(run: Callable[..., Any], model_dir: Path, server: str) -> None:
+    """Plain lines wrap where the reader's terminal does; tables must not be wider than 80 columns."""
+    out = run("verify", model_dir, "--url", server, "--precision", "float32").out
+    table = out[out.index("Nearest hypotheses") :]
+    assert max(map(len, table.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("numbers", "text"), [([], ""), ([3], "3"), ([0, 1, 2, 6, 7, 10], "0-2, 6-7, 10")])
+def test_numbers_of_layers_in_short(numbers: list[int], text: str) -> None:
+    assert spans(numbers) == text
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--engine", "--transformers"), "each name a program to compare with"),
-        (("--topk", "4", "--logprobs", "x.json"), "other programs have the configuration they were started with"),
+        (("--topk", "4", "--gguf", "x.gguf"), "other programs have the configuration they were started with"),
         (("--engine", "--topk", "0"), "expected at least 1"),
         (("--engine", "--tokens", "9"), "give a longer text or a smaller --topk"),
         (("--engine", "--tokens", "99999"), "the model's context is 4096"),
         (("--url", "localhost:8000"), "expected an address such as http://localhost:8000"),
         (("--url", "http://127.0.0.1:9"), "gave no usable answer"),
         (("--logprobs", "absent.json"), "No such file"),
+        (("--gguf", "absent.gguf"), "no GGUF file absent.gguf; make one with indexshare export"),
+        (("--transformers-from", "absent"), "absent"),
+        (("--write-ids", "absent/x.json"), "does not exist; create it first"),
+        (("--write-ids", "x.json", "--engine"), "only writes a text; give it without --engine"),
+        (("--write-ids", "x.json", "--topk", "4"), "with --transformers or --engine"),
+        (("--tokens", "40"), "choose a text for a program to compare with; name one"),
+        (("--logprobs", "x.json", "--seed", "1"), "brings its own text"),
+        (("--tolerance", "1"), "of use with a program to compare with"),
+        (("--precision", "float32"), "of use with a program to compare with"),
+        (("--engine", "--precision", "q8_0"), "dtype is 'q8_0'; expected one of float64, float32"),
+        (("--url", "http://127.0.0.1:9", "--precision", "int3"), "--precision is 'int3'; expected one of"),
+        (("--engine", "--served-model", "x"), "--served-model is of use with --url only"),
     ],
 )
 def test_refusals(run: Callable[..., Any], model_dir: Path, arguments: tuple[str, ...], message: str) -> None:

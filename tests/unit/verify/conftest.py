@@ -1,11 +1,18 @@
-"""Two small models on which every convention matters: groups of experts, an irregular plan, a draft layer."""
+"""Models on which every convention matters, random and trained, and what they say with faults in them."""
+
+import dataclasses
 
 import pytest
 import torch
 
+from indexshare.checkpoint.load import load_model
 from indexshare.config.presets import preset
 from indexshare.model.glm import GlmMoeDsa
+from indexshare.verify.conventions import HYPOTHESES, RIGHT, Hypothesis
 from indexshare.verify.forward import PlainForward
+from indexshare.verify.observation import Observation
+
+BY_NAME = {h.name: h for h in HYPOTHESES}
 
 
 @torch.no_grad()
@@ -19,6 +26,19 @@ def small_model(seed: int = 1, **changes: object) -> GlmMoeDsa:
             scale = 0.05 if "correction" in name else 0.3
             tensor.add_(torch.randn(tensor.shape, generator=generator) * scale)
     return model.eval()
+
+
+def observe(
+    forward: PlainForward, ids: torch.Tensor, *faults: Hypothesis, scalars: bool = False, draft: bool = False
+) -> Observation:
+    """The text under the faults; `scalars`: as servers show it; `draft`: with the draft layer's predictions."""
+    how = RIGHT
+    for fault in faults:
+        how = fault.on(how)
+    trace = forward(ids, how, draft=draft or any(fault.place == "draft" for fault in faults))
+    rows = None if trace.draft_logits is None else trace.draft_logits.log_softmax(-1)
+    seen = Observation.of_logits("planted", ids.tolist(), trace.logits, draft_rows=rows, layers=tuple(trace.layers))
+    return dataclasses.replace(seen, rows=None, layers=None) if scalars else seen
 
 
 @pytest.fixture(scope="session")
@@ -35,3 +55,10 @@ def forward(model: GlmMoeDsa) -> PlainForward:
 def token_ids(model: GlmMoeDsa) -> torch.Tensor:
     """Long enough that rounding scores to bfloat16 changes a choice."""
     return torch.randint(model.config.vocab_size, (64,), generator=torch.Generator().manual_seed(3))
+
+
+@pytest.fixture(scope="session")
+def trained() -> PlainForward:
+    """The formulas of `pico`, which comes with the package."""
+    loaded = load_model("pico", dtype="float32")
+    return PlainForward(loaded.config, loaded.state_dict())

@@ -8,25 +8,12 @@ import pytest
 import torch
 
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.verify.conventions import HYPOTHESES, RIGHT, Hypothesis
+from indexshare.verify.conventions import HYPOTHESES
 from indexshare.verify.diagnose import Diagnostician
 from indexshare.verify.forward import PlainForward
 from indexshare.verify.observation import Observation, read_logprobs
 from indexshare.verify.others import ask_ourselves
-
-BY_NAME = {h.name: h for h in HYPOTHESES}
-
-
-def observe(forward: PlainForward, ids: torch.Tensor, *faults: Hypothesis, scalars: bool = False) -> Observation:
-    """The text under the faults."""
-    how = RIGHT
-    for fault in faults:
-        how = fault.on(how)
-    draft = any(fault.place == "draft" for fault in faults)
-    trace = forward(ids, how, draft=draft)
-    rows = None if trace.draft_logits is None else trace.draft_logits.log_softmax(-1)
-    seen = Observation.of_logits("planted", ids.tolist(), trace.logits, draft_rows=rows, hidden=tuple(trace.hidden))
-    return dataclasses.replace(seen, rows=None, hidden=None) if scalars else seen
+from tests.unit.verify.conftest import BY_NAME, observe
 
 
 @pytest.mark.parametrize("name", [h.name for h in HYPOTHESES])
@@ -79,7 +66,7 @@ def test_no_alarm_for_the_package_s_own_kernels(
 def test_what_no_convention_explains_is_said_to_be_unexplained(forward: PlainForward, token_ids: torch.Tensor) -> None:
     seen = observe(forward, token_ids)
     noise = torch.randn(seen.logprobs.shape, generator=torch.Generator().manual_seed(0))
-    strange = dataclasses.replace(seen, rows=None, hidden=None, logprobs=(seen.logprobs - noise.abs()))
+    strange = dataclasses.replace(seen, rows=None, layers=None, logprobs=(seen.logprobs - noise.abs()))
     found = Diagnostician(forward, strange).diagnose()
     assert (found.verdict, found.found) == ("unexplained", [])
     assert found.attempts
@@ -106,8 +93,13 @@ def test_a_file_of_log_probabilities(tmp_path: Path, forward: PlainForward, toke
         ("[]", 'expected an object with "token_ids" and "logprobs"'),
         ('{"token_ids": [1], "logprobs": []}', "at least two ids"),
         ('{"token_ids": [1, 2, 3], "logprobs": [-1]}', "expected 2 log-probabilities"),
-        ('{"token_ids": [1, 2, 3], "logprobs": [-1, 1]}', "expected 2 log-probabilities"),
-        ('{"token_ids": [1, 2, 3], "logprobs": [-1, "x"]}', "expected 2 log-probabilities"),
+        ('{"token_ids": [1, 2, 3], "logprobs": [-1, 1]}', "one of token 2 .counted from 0. is 1"),
+        ('{"token_ids": [1, 2, 3], "logprobs": [-1, "x"]}', "one of token 2 .* is 'x'"),
+        ('{"token_ids": [1, 2, 3], "logprobs": [null, -1, NaN]}', "one of token 2 .* is nan"),
+        ('{"token_ids": [1, 2, 3], "logprobs": [null, null, -1]}', "one of token 1 .* is None"),
+        ('{"token_ids": [1, 2, 3], "logprobs": 5}', "expected 2 log-probabilities, .* and got 5"),
+        ('{"token_ids": [1, -2, 3], "logprobs": []}', "at least two ids"),
+        ("[" * 100_000, "is not JSON"),
     ],
 )
 def test_files_that_are_not_right(tmp_path: Path, text: str, message: str) -> None:
