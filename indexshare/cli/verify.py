@@ -310,7 +310,9 @@ def _write_ids(model: str, directory: Path, other: Other, probe: Probe, file: Pa
     if json:
         print_json({"model": model, "file": str(file), "tokens": len(ids)})
     else:
-        says = f"{plural(len(ids), 'token')} in {file}: run them, add their natural log-probabilities as \"logprobs\", then"
+        says = (
+            f'{plural(len(ids), "token")} in {file}: run them, add their natural log-probabilities as "logprobs", then'
+        )
         print_lines([says, f"  indexshare verify {model} --logprobs {file}"], to=console())
     return 0
 

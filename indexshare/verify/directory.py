@@ -241,10 +241,12 @@ def _template_text(directory: Path) -> str | None:
 
 def _stops(directory: Path, config: ModelConfig) -> Iterator[Finding]:
     """Ids that end a text, in both files that name them."""
-    named = {"bos_token_id": (config.bos_token_id,), "eos_token_id": config.eos_token_ids}
-    named |= {"pad_token_id": (config.pad_token_id,)}
-    for key, ids in named.items():
-        outside = [i for i in ids if i is not None and i >= config.vocab_size]
+    named: dict[str, tuple[int | None, ...]] = {
+        "bos_token_id": (config.bos_token_id,), "eos_token_id": config.eos_token_ids,
+        "pad_token_id": (config.pad_token_id,),
+    }  # fmt: skip
+    for key, stated in named.items():
+        outside = [i for i in stated if i is not None and i >= config.vocab_size]
         if outside:
             says = f"{key} {outside[0]} is outside the vocabulary of {config.vocab_size}"
             yield Finding(level="error", place="config.json", says=says)

@@ -135,7 +135,9 @@ def _complain_of_length(base: str, read: int, sent: int) -> None:
 def _echoed(base: str, answer: dict[str, Any], token_ids: Sequence[int], spell: _Spell | None) -> list[Any] | None:
     """From an answer to `echo`: one value for each token of the prompt, or None if the prompt's are not in it."""
     shown, sent = _read(base, answer, token_ids).get("logprobs"), len(token_ids)
-    values = shown.get("token_logprobs") if isinstance(shown, dict) else None
+    if not isinstance(shown, dict):
+        return None
+    values = shown.get("token_logprobs")
     if not isinstance(values, list) or len(values) <= 1:  # none, or that of the token it had to write
         return None
     if not sent <= len(values) <= sent + 1:

@@ -15,9 +15,9 @@ from indexshare.config.shipped import model_directory
 from indexshare.verify import others
 from indexshare.verify.conventions import HYPOTHESES
 from indexshare.verify.workers import transformers_worker
-from tests.parity.harness import deepseek_case, build_public, glm_case, transformers
+from tests.parity.harness import build_public, deepseek_case, glm_case, transformers
 from tests.parity.planted import BY_CONFIG, BY_FUNCTION, BY_MODULE, FAULTS, MODULE, edited
-from tests.unit.verify.conftest import small_model
+from tests.unit.verify.conftest import small_model, some_of
 
 PARTS = ("choice", "attention", "feed_forward")
 RANDOM = {"vocab_size": 320, "n_group": 1, "topk_group": 1}
@@ -95,7 +95,7 @@ def test_the_worker_in_a_process_of_its_own(verify: Callable[..., dict[str, Any]
 
 
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", some_of(range(4), {0, 1}))
 @pytest.mark.parametrize("case", [glm_case, deepseek_case], ids=["glm", "deepseek"])
 def test_no_alarm_on_random_models_that_transformers_wrote(
     verify: Callable[..., dict[str, Any]], tmp_path: Path, case: Callable[[int], Any], seed: int
@@ -106,7 +106,7 @@ def test_no_alarm_on_random_models_that_transformers_wrote(
 
 
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", some_of(range(3), {0}))
 @pytest.mark.parametrize("arguments", [(), ("--topk", 8), ("--tokens", 140)], ids=["own", "topk-8", "140"])
 def test_no_alarm_on_trained_weights(
     verify: Callable[..., dict[str, Any]], seed: int, arguments: tuple[object, ...]
@@ -129,7 +129,7 @@ def test_faults_of_transformers_on_random_weights(
 
 
 @pytest.mark.usefixtures("in_this_process")
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", some_of(FAULTS, {"indexer-rope-layout", "dense-fallback", "routed-scale-missing"}))
 def test_faults_of_transformers_on_trained_weights(
     verify: Callable[..., dict[str, Any]], tmp_path: Path, name: str
 ) -> None:

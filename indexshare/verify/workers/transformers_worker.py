@@ -64,9 +64,8 @@ def main(directory: str, request_file: str, result_file: str) -> None:
     if request["index_topk"] is not None:
         config.index_topk = request["index_topk"]
     dtype = getattr(torch, request["dtype"])
-    model, report = AutoModelForCausalLM.from_pretrained(
-        directory, config=config, dtype=dtype, output_loading_info=True
-    )
+    load: Any = AutoModelForCausalLM.from_pretrained
+    model, report = load(directory, config=config, dtype=dtype, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"it finds no values for {len(missing)} tensors, {missing[0]} for one, and would invent them")
     watch = Watch(model.eval().model.layers)

@@ -1,6 +1,8 @@
 """Models on which every convention matters, random and trained, and what they say with faults in them."""
 
 import dataclasses
+from collections.abc import Collection, Iterable
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,11 @@ from indexshare.verify.forward import PlainForward
 from indexshare.verify.observation import Observation
 
 BY_NAME = {h.name: h for h in HYPOTHESES}
+
+
+def some_of(values: Iterable[Any], often: Collection[Any]) -> list[Any]:
+    """All as parameters of a test, those that are not in `often` among the slow ones."""
+    return [value if value in often else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.verify.conventions import HYPOTHESES
 from indexshare.verify.diagnose import Diagnostician
 from indexshare.verify.forward import PlainForward
-from indexshare.verify.observation import Observation, read_logprobs
+from indexshare.verify.observation import read_logprobs
 from indexshare.verify.others import ask_ourselves
 from tests.unit.verify.conftest import BY_NAME, observe
 

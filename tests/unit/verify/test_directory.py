@@ -96,6 +96,8 @@ def test_a_tokenizer_with_more_ids_than_embeddings(tmp_path: Path) -> None:
     (found,) = check_directory(tmp_path / "model")
     assert (found.level, found.place) == ("error", "tokenizer.json")
     assert "the model has 262 embeddings" in found.says
+
+
 def config(directory: Path, **changes: object) -> list[Finding]:
     file = directory / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -231,4 +233,3 @@ def test_no_tokenizer_and_no_configuration(directory: Path) -> None:
     (directory / "config.json").unlink()
     with pytest.raises((FileNotFoundError, ValueError)):
         check_directory(directory)
-
