@@ -7,7 +7,7 @@ the packed weights; every other pass multiplies with the same weights, dequantis
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import groupby
 
 import torch
@@ -15,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from indexshare import ops
-from indexshare.config import ModelConfig
-from indexshare.config.layers import LayerTensor, Role, model_tensors
+from indexshare.config.layers import LayerTensor, Role
+from indexshare.config.packed import BITS, packable, packed_bits, packed_stacks
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.ops.packed.packing import PackedWeight, empty, pack_into
 
-BITS = {"int8": 8, "int4": 4}
 Index = tuple[int | slice, ...]
 
 
@@ -56,7 +55,8 @@ class QuantLinear(_Packed):
 
     def __init__(self, linear: nn.Linear, row: LayerTensor, bits: int, dtype: torch.dtype) -> None:
         self.heads = row.heads
-        super().__init__(dtype, rows=empty(row.heads, row.shape[0] // row.heads, row.shape[1], bits))
+        (stack,) = packed_stacks(row)
+        super().__init__(dtype, rows=empty(*stack, bits))
         self.register_parameter("bias", linear.bias)
 
     @property
@@ -80,10 +80,9 @@ class QuantUp(_Packed):
     """
 
     def __init__(self, row: LayerTensor, bits: int, dtype: torch.dtype) -> None:
-        (self.nope, value), inputs = row.split, row.shape[1]
-        super().__init__(
-            dtype, keys=empty(row.heads, inputs, self.nope, bits), values=empty(row.heads, value, inputs, bits)
-        )
+        self.nope = row.split[0]
+        keys, values = packed_stacks(row)
+        super().__init__(dtype, keys=empty(*keys, bits), values=empty(*values, bits))
 
     @property
     def weight(self) -> Tensor:
@@ -106,9 +105,8 @@ class QuantExperts(_Packed):
     """`Experts` with packed weights, gate and up apart."""
 
     def __init__(self, gate_up: LayerTensor, down: LayerTensor, bits: int, dtype: torch.dtype) -> None:
-        (count, hidden, inner), (rows, _) = down.shape, gate_up.split
-        gate, up = (empty(count, rows, hidden, bits) for _ in range(2))
-        super().__init__(dtype, gate=gate, up=up, down=empty(count, hidden, inner, bits))
+        gate, up, out = (empty(*stack, bits) for row in (gate_up, down) for stack in packed_stacks(row))
+        super().__init__(dtype, gate=gate, up=up, down=out)
 
     @property
     def gate_up_proj(self) -> Tensor:
@@ -145,8 +143,7 @@ class Packing:
 
     Args:
         model: on the CPU, or without memory yet (device meta).
-        weights: `"int8"` or `"int4"`. With `"int4"` the indexer and the head keep 8 bits: they are small, and errors
-            there choose other tokens.
+        weights: `"int8"` or `"int4"`; see `config/packed.py`.
         dtype: type of everything else in the model, float32 or bfloat16.
         device: where that will be.
 
@@ -159,7 +156,7 @@ class Packing:
         if is_quantized(model):
             raise ValueError("the model's weights are quantised already; load it again")
         self.model, self.bits, self.dtype = model, BITS[weights], dtype
-        self.owners = {owner: list(rows) for owner, rows in groupby(_packable(model.config), _owner)}
+        self.owners = {owner: list(rows) for owner, rows in groupby(packable(model.config), _owner)}
 
     def replace(self, owner: str) -> nn.Module:
         """Put the packed module in place of `owner`, which is returned."""
@@ -191,14 +188,7 @@ class Packing:
             return QuantUp(row, self.bits, self.dtype)
         if not isinstance(old, nn.Linear):
             raise ValueError(f"{row.name} is of {type(old).__name__}, which cannot be packed; load without `weights`")
-        return QuantLinear(old, row, 8 if row.part in ("indexer", "head") else self.bits, self.dtype)
-
-
-def _packable(config: ModelConfig) -> Iterator[LayerTensor]:
-    """The matrices of the trunk's layers, and the head if it is not the embedding."""
-    for row in model_tensors(config):
-        if (row.is_product and not row.name.startswith("mtp.")) or row.role is Role.HEAD:
-            yield row
+        return QuantLinear(old, row, packed_bits(row, self.bits), self.dtype)
 
 
 def _owner(row: LayerTensor) -> str:

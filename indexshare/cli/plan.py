@@ -204,15 +204,24 @@ def _stages(facts: dict[str, Any], out: Console) -> None:
 def _plans(request: Request, plans: Sequence[MachinePlan], out: Console) -> None:
     rows = []
     for plan in plans:
-        rate, prompt, bound = "-", "-", "-"
+        cells, bound = ["-", "-", "-", "-"], "-"
         if plan.decode is not None and plan.prefill is not None:
-            rate, prompt = f"{request.batch / plan.decode.seconds:,.4g}", duration(plan.prefill.seconds)
-            bound = plan.decode.bound_by
-        rows.append(
-            [plan.machine.label, plan.placement.fit, rate, bound, prompt, f"{plan.largest:,}", plan.placement.why]
-        )
-    columns = ["machine", "", "tokens/s at most", "bound by", "prompt at least", "context in memory", "where"]
+            rates = [
+                ceiling and f"{request.batch / ceiling.seconds:,.4g}" for ceiling in (plan.decode, plan.likely_decode)
+            ]
+            times = [ceiling and duration(ceiling.seconds) for ceiling in (plan.prefill, plan.likely_prefill)]
+            cells, bound = [cell or "-" for cell in rates + times], plan.decode.bound_by
+        where = [f"{plan.largest:,}", plan.placement.why]
+        rows.append([plan.machine.label, plan.placement.fit, *cells[:2], bound, *cells[2:], *where])
+    columns = [
+        "machine", "", "tokens/s at most", "to expect", "bound by", "prompt at least", "to expect", "context in memory",
+        "where",
+    ]  # fmt: skip
     print_table("Ceilings: no program is faster, most are slower", columns, rows, to=out)
+    if any(plan.likely_decode for plan in plans):
+        out.print(
+            "to expect: with the shares of the ceilings that indexshare's CPU kernels reach (planner/reached.toml)"
+        )
 
 
 def _changes(config: ModelConfig, machine: Machine, request: Request, out: Console) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from indexshare.measure.timing import Spread, seconds_per_call
 
-MATRIX_SIZE = 2048  # n of an n x n by n x n product
+MATRIX_SIZE, SMALL_MATRIX = 2048, 256  # n of an n x n by n x n product
+PRODUCT_S = 0.25  # most seconds that one product should take: emulated bfloat16 is a hundred times slower
 BUFFER_BYTES = 256 << 20  # larger than most last-level caches
 
 
@@ -38,9 +39,16 @@ class Ceilings:
 
 
 def ceiling_jobs(
-    dtype: torch.dtype, *, size: int = MATRIX_SIZE, buffer_bytes: int = BUFFER_BYTES
+    dtype: torch.dtype, *, size: int | None = None, buffer_bytes: int = BUFFER_BYTES
 ) -> dict[str, Callable[[], float]]:
-    """Measurements to run in turn with others: each call returns one rate in operations or bytes per second."""
+    """Measurements to run in turn with others: each call returns one rate in operations or bytes per second.
+
+    Args:
+        dtype: of the product.
+        size: of its matrices; None takes 2,048, or less where the processor has no such products and emulates them.
+        buffer_bytes: size of what is read and copied.
+    """
+    size = _matrix_size(dtype) if size is None else size
     left, right = (torch.randn(size, size).to(dtype) for _ in range(2))
     out = torch.empty(size, size, dtype=dtype)
     side = int((buffer_bytes / 4) ** 0.5)
@@ -56,6 +64,15 @@ def ceiling_jobs(
         "copy": lambda: 2 * moved / seconds_per_call(lambda: target.copy_(source)),
         "read": read,
     }
+
+
+def _matrix_size(dtype: torch.dtype) -> int:
+    """The largest size up to `MATRIX_SIZE` at which a product can be repeated in good time, judged by a small one."""
+    small = torch.randn(SMALL_MATRIX, SMALL_MATRIX).to(dtype)
+    seconds, size = seconds_per_call(lambda: torch.mm(small, small), least_s=0.01), MATRIX_SIZE
+    while size > SMALL_MATRIX and seconds * (size / SMALL_MATRIX) ** 3 > PRODUCT_S:
+        size //= 2
+    return size
 
 
 def ceilings_of(results: Mapping[str, list[float]]) -> Ceilings:

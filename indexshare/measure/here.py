@@ -21,15 +21,16 @@ def this_machine(threads: int | None = None) -> Machine:
     try:
         rates, read = dict[str, float](), 0.0
         for name, dtype in (("float32", torch.float32), ("bf16", torch.bfloat16)):
-            jobs = ceiling_jobs(dtype, size=1024)
+            jobs = ceiling_jobs(dtype)
             found = ceilings_of(interleave(jobs, _REPEATS))
             rates[name] = found.matrix.median / 1e12
             read = max(read, found.read.median)
     finally:
         torch.set_num_threads(before)
     memory = total_memory_bytes() or _NO_MEMORY
-    kernels = native().level or "torch"
+    level = native().level or ""
     return Machine(
-        name="here", label=f"this machine ({cpu_name()}, {usable_cores()} cores, {kernels})", kind="cpu",
-        memory_gib=memory / 2**30, bandwidth_gb_s=read / 1e9, tflops=rates, source="measured",
+        name="here", label=f"this machine ({cpu_name()}, {usable_cores()} cores, {level or 'torch'})", kind="cpu",
+        memory_gib=memory / 2**30, bandwidth_gb_s=read / 1e9, tflops=rates, level=level,
+        source="measured",
     )  # fmt: skip

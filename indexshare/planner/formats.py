@@ -3,73 +3,93 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 
-from indexshare.config.layers import Stream
+from indexshare.config import ModelConfig
+from indexshare.config.layers import LayerTensor, Role, Stream, model_tensors
+from indexshare.config.packed import BITS, is_packable, packed_bytes
 from indexshare.planner.memory import ParameterCount
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightFormat:
-    """Bytes of one weight, by the part of the model that it belongs to.
+    """How many bytes each tensor takes.
 
     Attributes:
         name: as on a command line.
-        matrix: of the weights that the format packs, scales included.
-        compute: type of their products.
-        apart: parts of `ParameterCount` that are stored in another way, with their bytes.
+        compute: type of products with packed weights.
         says: one line for people.
+        stored: bytes of a tensor of the table of layers, padding and scales included.
     """
 
     name: str
-    matrix: float
     compute: str
     says: str
-    apart: Mapping[str, float] = field(default_factory=dict)
+    stored: Callable[[LayerTensor], float]
 
-    def width(self, part: str) -> float:
-        """Bytes of one weight of a part."""
-        return self.apart.get(part, self.matrix)
+    def total_bytes(self, config: ModelConfig) -> int:
+        """Of a whole checkpoint as it lies in memory."""
+        return sum(self.part_bytes(config).values())
 
-    def total_bytes(self, counts: ParameterCount) -> int:
-        """Of a whole checkpoint."""
-        return sum(self.part_bytes(counts).values())
+    def part_bytes(self, config: ModelConfig) -> dict[str, int]:
+        """By part of `ParameterCount`; the router's correction biases, which are float32, count with the router."""
+        parts = {item.name: 0.0 for item in fields(ParameterCount) if item.name != "active"}
+        for row in model_tensors(config):
+            part = "draft" if row.name.startswith("mtp.") else row.part
+            parts[part] += row.size * 4 if row.role is Role.ROUTER_BIAS else self.stored(row)
+        return {part: round(size) for part, size in parts.items()}
 
-    def part_bytes(self, counts: ParameterCount) -> dict[str, int]:
-        """By part."""
-        parts = [item.name for item in fields(counts) if item.name != "active"]
-        return {part: round(getattr(counts, part) * self.width(part)) for part in parts}
+
+def _plain(width: float) -> Callable[[LayerTensor], float]:
+    return lambda row: row.size * width
 
 
-_PRECISE = dict.fromkeys(("embedding", "router", "norms"), 2.0)  # in 16 bits in every packed format
-_GROUP_SCALE = 2 / 32  # a 16-bit scale for 32 weights
+def _packed(name: str) -> Callable[[LayerTensor], float]:
+    return lambda row: packed_bytes(row, BITS[name]) if is_packable(row) else row.size * 2
+
+
+def _tiles(row: LayerTensor) -> float:
+    """Published FP8 files: a float32 scale for each tile of 128 x 128 weights of a matrix, all else in 16 bits."""
+    if not row.is_product:
+        return row.size * 2
+    *stack, rows, inputs = row.shape
+    return row.size + 4 * math.prod(stack) * -(-rows // _TILE) * -(-inputs // _TILE)
+
+
+def _experts(width: float) -> Callable[[LayerTensor], float]:
+    return lambda row: row.size * (width if row.role is Role.EXPERTS else 2)
+
+
+_TILE = 128
 FORMATS = {
     item.name: item
     for item in (
-        WeightFormat(name="float32", matrix=4, compute="float32", says="32 bits"),
-        WeightFormat(name="bf16", matrix=2, compute="bf16", says="16 bits, as published"),
+        WeightFormat(name="float32", compute="float32", says="32 bits", stored=_plain(4)),
+        WeightFormat(name="bf16", compute="bf16", says="16 bits, as published", stored=_plain(2)),
         WeightFormat(
-            name="fp8", matrix=1 + 4 / 128**2, compute="fp8", apart=_PRECISE | {"head": 2.0},
+            name="fp8", compute="fp8", stored=_tiles,
             says="8 bits with a float32 scale for 128 x 128 weights, as published",
         ),
         WeightFormat(
-            name="int8", matrix=1 + _GROUP_SCALE, compute="bf16", apart=_PRECISE | {"draft": 2.0},
+            name="int8", compute="bf16", stored=_packed("int8"),
             says="8 bits with a scale for 32 weights (`weights=\"int8\"`, GGUF's Q8_0)",
         ),
         WeightFormat(
-            name="int4", matrix=0.5 + _GROUP_SCALE, compute="bf16",
-            apart=_PRECISE | {"draft": 2.0, "indexer": 1 + _GROUP_SCALE, "head": 1 + _GROUP_SCALE},
+            name="int4", compute="bf16", stored=_packed("int4"),
             says="4 bits with a scale for 32 weights (`weights=\"int4\"`)",
         ),
         WeightFormat(
-            name="nvfp4", matrix=2, compute="fp4", apart={"experts": 0.5 + 1 / 16},
+            name="nvfp4", compute="fp4", stored=_experts(0.5 + 1 / 16),
             says="experts in 4 bits with a scale for 16 weights, the rest in 16",
         ),
         WeightFormat(
-            name="q4_k_m", matrix=4.85 / 8, compute="bf16", says="llama.cpp's Q4_K_M, 4.85 bits on average"
+            name="q4_k_m", compute="bf16", says="llama.cpp's Q4_K_M, 4.85 bits on average", stored=_plain(4.85 / 8)
         ),
-        WeightFormat(name="iq2_m", matrix=2.7 / 8, compute="bf16", says="llama.cpp's IQ2_M, 2.7 bits on average"),
+        WeightFormat(
+            name="iq2_m", compute="bf16", says="llama.cpp's IQ2_M, 2.7 bits on average", stored=_plain(2.7 / 8)
+        ),
     )
 }  # fmt: skip
 

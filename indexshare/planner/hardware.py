@@ -45,6 +45,7 @@ class Machine:
         link_gb_s: between devices.
         host_memory_gib, host_bandwidth_gb_s, host_link_gb_s: memory beside the devices (none: zero).
         disk_gb_s: reading files.
+        level: of this program's C++ kernels on a processor, where it is known: see `reached.toml`.
         source: where the figures are from.
     """
 
@@ -60,6 +61,7 @@ class Machine:
     host_bandwidth_gb_s: float = 0.0
     host_link_gb_s: float = 0.0
     disk_gb_s: float = 3.0
+    level: str = ""
     source: str = ""
 
     def __post_init__(self) -> None:

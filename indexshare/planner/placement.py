@@ -9,7 +9,7 @@ from indexshare.config import ModelConfig
 from indexshare.config.layers import INDEX_KEYS
 from indexshare.planner.formats import WeightFormat, stream_row_bytes
 from indexshare.planner.hardware import Machine
-from indexshare.planner.memory import cache_bytes, count_parameters, step_workspace_bytes
+from indexshare.planner.memory import cache_bytes, step_workspace_bytes
 from indexshare.planner.roofline import Placed
 
 Fit = Literal["runs", "runs with offload", "does not fit"]
@@ -47,7 +47,7 @@ def needs_of(
     config: ModelConfig, context: int, *, batch: int, weights: WeightFormat, cache: str, chunk: int, draft: bool
 ) -> Needs:
     """Count them; `draft` keeps the draft layer's weights and cache too, `chunk` tokens are read at a time."""
-    parts = weights.part_bytes(count_parameters(config))
+    parts = weights.part_bytes(config)
     experts = parts.pop("experts")
     if not draft:
         parts.pop("draft")

@@ -13,6 +13,7 @@ from indexshare.planner.formats import CACHE_FORMATS, FORMATS, WeightFormat, str
 from indexshare.planner.hardware import Machine
 from indexshare.planner.memory import cache_bytes, count_parameters
 from indexshare.planner.placement import Needs, Placement, largest_context, needs_of, place
+from indexshare.planner.reached import reached_by
 from indexshare.planner.roofline import CEILING, Ceiling, Reached, decode_ceiling, prefill_ceiling, training_bytes
 
 COUNTING = "products of weights, index scores and absorbed attention, the head included; two operations each"
@@ -57,8 +58,8 @@ class MachinePlan:
 
     Attributes:
         placement: what is where.
-        decode, prefill: the ceilings, None where it does not fit; `likely`: with the shares that programs reach, where
-            they have been measured.
+        decode, prefill: the ceilings, None where it does not fit.
+        likely_decode, likely_prefill: with the shares of them that this program reaches, where they have been measured.
         largest: most tokens of context with everything in the devices' memory.
     """
 
@@ -90,10 +91,8 @@ class MachinePlan:
         return facts
 
 
-def plan_machine(
-    config: ModelConfig, machine: Machine, request: Request, reached: Reached | None = None
-) -> MachinePlan:
-    """Place the model and bound its times; `reached` adds what a program can be expected to do."""
+def plan_machine(config: ModelConfig, machine: Machine, request: Request) -> MachinePlan:
+    """Place the model, bound its times, and say what to expect of this program where that is known."""
     sizes = {"batch": request.batch, "weights": request.weights, "cache": request.cache}
     needs = needs_of(config, request.context, chunk=request.chunk, draft=request.draft, **sizes)  # type: ignore[arg-type]
     placement = place(needs, machine)
@@ -103,16 +102,19 @@ def plan_machine(
             machine=machine, needs=needs, placement=placement, decode=None, prefill=None, largest=largest
         )  # fmt: skip
 
-    def times(how: Reached) -> tuple[Ceiling, Ceiling]:
-        common = {"weights": request.weights, "cache": request.cache, "placed": placement.placed, "reached": how}
-        decode = decode_ceiling(config, machine, request.context, batch=request.batch, **common)  # type: ignore[arg-type]
-        return decode, prefill_ceiling(config, machine, request.context, chunk=request.chunk, **common)  # type: ignore[arg-type]
+    common = {"weights": request.weights, "cache": request.cache, "placed": placement.placed}
 
-    decode, prefill = times(CEILING)
-    likely = (None, None) if reached is None else times(reached)
+    def decode(reached: Reached) -> Ceiling:
+        return decode_ceiling(config, machine, request.context, batch=request.batch, reached=reached, **common)  # type: ignore[arg-type]
+
+    def prefill(reached: Reached) -> Ceiling:
+        return prefill_ceiling(config, machine, request.context, chunk=request.chunk, reached=reached, **common)  # type: ignore[arg-type]
+
+    program = reached_by(machine.level, request.weights.compute)
     return MachinePlan(
-        machine=machine, needs=needs, placement=placement, decode=decode, prefill=prefill, largest=largest,
-        likely_decode=likely[0], likely_prefill=likely[1],
+        machine=machine, needs=needs, placement=placement, largest=largest, decode=decode(CEILING),
+        prefill=prefill(CEILING), likely_decode=decode(program.decode) if program else None,
+        likely_prefill=prefill(program.prefill) if program else None,
     )  # fmt: skip
 
 
@@ -136,7 +138,7 @@ def facts_of(config: ModelConfig, request: Request) -> dict[str, Any]:
         "parameters_total": counts.total,
         "parameters_active": counts.active,
         "parameters": {name: value for name, value in vars(counts).items() if name != "active"},
-        "weight_bytes": request.weights.part_bytes(counts) | {"total": request.weights.total_bytes(counts)},
+        "weight_bytes": request.weights.part_bytes(config) | {"total": request.weights.total_bytes(config)},
         "flops_per_token": {
             "shared": shared.total,
             "unshared": unshared.total,

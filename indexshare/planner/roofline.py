@@ -18,7 +18,7 @@ from indexshare.config.layers import INDEX_KEYS
 from indexshare.planner.flops import Work, prefill_flops, token_flops
 from indexshare.planner.formats import WeightFormat, stream_row_bytes
 from indexshare.planner.hardware import Machine
-from indexshare.planner.memory import ParameterCount, cache_bytes, count_parameters
+from indexshare.planner.memory import cache_bytes, count_parameters
 
 STAGES = tuple(item.name for item in fields(Work))
 
@@ -69,21 +69,29 @@ class Reached:
     Attributes:
         arithmetic: by stage, of the rate of products.
         memory: of the bandwidth.
-        step_s: seconds that a step takes beside that, whatever its size.
+        layer_s: seconds that a layer of a step takes beside that, whatever the step's size.
+        row_s: seconds of one token in one layer for what is not counted: norms, rotations, the choice of the largest.
     """
 
     arithmetic: Mapping[str, float]
     memory: float = 1.0
-    step_s: float = 0.0
+    layer_s: float = 0.0
+    row_s: float = 0.0
+
+    def beside(self, config: ModelConfig, steps: int, tokens: int) -> float:
+        """Seconds that are neither counted operations nor bytes."""
+        return config.num_hidden_layers * (steps * self.layer_s + tokens * self.row_s)
 
 
 CEILING = Reached(arithmetic={})
 
 
-def ceiling_of(flops: Work, reads: Reads, machine: Machine, compute: str, reached: Reached = CEILING) -> Ceiling:
+def ceiling_of(
+    flops: Work, reads: Reads, machine: Machine, compute: str, reached: Reached = CEILING, beside: float = 0.0
+) -> Ceiling:
     """The least time of work with so many operations, of products of type `compute`, and so many bytes."""
     stages: dict[str, float] = {}
-    by: dict[str, float] = {"arithmetic": reached.step_s, "memory": 0.0}
+    by: dict[str, float] = {"arithmetic": beside, "memory": 0.0}
     for stage in STAGES:
         arithmetic = getattr(flops, stage) / (machine.flops(compute) * reached.arithmetic.get(stage, 1.0))
         memory = getattr(reads.device, stage) / (machine.bandwidth * reached.memory)
@@ -94,7 +102,7 @@ def ceiling_of(flops: Work, reads: Reads, machine: Machine, compute: str, reache
     if reads.disk:
         stages["disk"] = by["disk"] = reads.disk / (machine.disk_gb_s * 1e9)
     return Ceiling(
-        seconds=sum(stages.values()) + reached.step_s, stages=stages, bound_by=max(by, key=lambda name: by[name]),
+        seconds=sum(stages.values()) + beside, stages=stages, bound_by=max(by, key=lambda name: by[name]),
         slowest=max(stages, key=lambda name: stages[name]), flops=flops, reads=reads,
     )  # fmt: skip
 
@@ -122,10 +130,10 @@ def decode_ceiling(
     flops = token_flops(config, context, full_attention=full_attention)
     flops = Work(**{stage: getattr(flops, stage) * batch for stage in STAGES})
     reads = _reads(
-        config, count_parameters(config), context, tokens=batch, sequences=batch, rows=1, weights=weights, cache=cache,
+        config, context, tokens=batch, sequences=batch, rows=1, weights=weights, cache=cache,
         placed=placed or Placed(), full_attention=full_attention,
     )  # fmt: skip
-    return ceiling_of(flops, reads, machine, weights.compute, reached)
+    return ceiling_of(flops, reads, machine, weights.compute, reached, reached.beside(config, 1, batch))
 
 
 def prefill_ceiling(
@@ -134,42 +142,36 @@ def prefill_ceiling(
 ) -> Ceiling:  # fmt: skip
     """A prompt of `tokens` tokens, read `chunk` at a time; weights are read once for each chunk."""
     flops = prefill_flops(config, tokens, full_attention=full_attention, absorbed=not full_attention)
-    counts, totals, host, disk = count_parameters(config), dict.fromkeys(STAGES, 0), 0, 0
-    chunks = 0
+    totals, host, disk, chunks = dict.fromkeys(STAGES, 0), 0, 0, 0
     for start in range(0, tokens, chunk):
         rows = min(chunk, tokens - start)
         part = _reads(
-            config, counts, start + rows, tokens=rows, sequences=1, rows=rows, weights=weights, cache=cache,
+            config, start + rows, tokens=rows, sequences=1, rows=rows, weights=weights, cache=cache,
             placed=placed or Placed(), full_attention=full_attention,
         )  # fmt: skip
         for stage in STAGES:
             totals[stage] += getattr(part.device, stage)
         host, disk, chunks = host + part.host, disk + part.disk, chunks + 1
     reads = Reads(device=Work(**totals), host=host, disk=disk)
-    whole = Reached(arithmetic=reached.arithmetic, memory=reached.memory, step_s=reached.step_s * chunks)
-    return ceiling_of(flops, reads, machine, weights.compute, whole)
+    return ceiling_of(flops, reads, machine, weights.compute, reached, reached.beside(config, chunks, tokens))
 
 
 def _reads(
-    config: ModelConfig, counts: ParameterCount, context: int, *, tokens: int, sequences: int, rows: int,
+    config: ModelConfig, context: int, *, tokens: int, sequences: int, rows: int,
     weights: WeightFormat, cache: str, placed: Placed, full_attention: bool,
 ) -> Reads:  # fmt: skip
     """Bytes of a step: weights once, the experts that `tokens` tokens are sent to, and each sequence's cache."""
-    moe = sum(config.is_moe(layer) for layer in range(config.num_hidden_layers))
+    parts = weights.part_bytes(config)
     unused = (1 - config.num_experts_per_tok / config.n_routed_experts) ** tokens  # if all are equally likely
-    experts = round(counts.experts * (1 - unused) * weights.width("experts")) if moe else 0
+    experts = round(parts["experts"] * (1 - unused))
     latents, keys = _cache_reads(config, context, rows, cache, full_attention=full_attention)
-    other = round(counts.dense_mlp * weights.width("dense_mlp") + counts.router * weights.width("router"))
-    other += round(counts.shared_experts * weights.width("shared_experts"))
-    head = counts.head or counts.embedding
     device = Work(
-        projections=round(counts.attention * weights.width("attention")),
-        indexer=round(counts.indexer * weights.width("indexer")),
-        scores=sequences * keys,
+        projections=parts["attention"], indexer=parts["indexer"], scores=sequences * keys,
         attention=round(sequences * latents * placed.latents_device),
-        feed_forward=other + round(experts * placed.experts_device),
-        head=round(head * weights.width("head")),
-    )
+        feed_forward=parts["dense_mlp"] + parts["router"] + parts["shared_experts"]
+        + round(experts * placed.experts_device),
+        head=parts["head"] or parts["embedding"],
+    )  # fmt: skip
     host = experts * placed.experts_host + sequences * latents * placed.latents_host
     disk = experts * (1 - placed.experts_device - placed.experts_host)
     disk += sequences * latents * (1 - placed.latents_device - placed.latents_host)

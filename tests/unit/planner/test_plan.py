@@ -1,16 +1,23 @@
 """Published sizes, placement on machines, ceilings and what they say of published speeds."""
 
-import pytest
+import math
 
+import pytest
+import torch
+
+from indexshare.adapt.quantized import packing
 from indexshare.cache.paged import PagedCache
+from indexshare.checkpoint.load import load_model
+from indexshare.config.layers import Role, model_tensors
 from indexshare.config.presets import preset
+from indexshare.ops.quant import block_grid
 from indexshare.planner.claims import claims, sharing_ratios, without_sharing
 from indexshare.planner.formats import CACHE_FORMATS, FORMATS, weight_format
 from indexshare.planner.hardware import find_machines
-from indexshare.planner.memory import count_parameters
 from indexshare.planner.placement import largest_context, needs_of, place
 from indexshare.planner.plan import Request, changes, facts_of, matrix, plan_machine
 from indexshare.planner.published import PublishedSpeed, published_speeds
+from indexshare.planner.reached import reached_by
 from indexshare.planner.roofline import STAGES, Placed, decode_ceiling, prefill_ceiling
 
 GLM, NANO = preset("glm-5.2"), preset("nano")
@@ -69,6 +76,24 @@ def test_there_are_enough_of_them() -> None:
     assert all(speed.source for speed in published_speeds())
 
 
+def test_what_the_program_reaches_is_below_every_ceiling() -> None:
+    (machine,) = find_machines("laptop-avx2")
+    found = plan_machine(NANO, machine, request(8192, "float32", "float32"))
+    assert found.decode is not None and found.likely_decode is not None
+    assert found.prefill is not None and found.likely_prefill is not None
+    assert found.likely_decode.seconds > found.decode.seconds
+    assert found.likely_prefill.seconds > found.prefill.seconds
+    program = reached_by("avx2", "float32")
+    assert program is not None and set(program.prefill.arithmetic) <= set(STAGES)
+    assert all(0 < share <= 1 for share in program.prefill.arithmetic.values())
+
+
+def test_machines_that_nobody_measured_have_ceilings_only() -> None:
+    (machine,) = find_machines("h200x8")
+    found = plan_machine(GLM, machine, request())
+    assert found.decode is not None and found.likely_decode is None and found.likely_prefill is None
+
+
 def test_stages_add_up_and_the_slowest_resource_is_named() -> None:
     (machine,) = find_machines("h200x8")
     decode = decode_ceiling(GLM, machine, 8192, batch=1, weights=FP8, cache="fp8")
@@ -124,13 +149,21 @@ def test_the_largest_context_is_the_largest() -> None:
     assert largest_context(NANO, machine, **sizes) == NANO.max_position_embeddings  # type: ignore[arg-type]
 
 
-def test_weights_of_nano_take_what_its_file_takes() -> None:
-    counts = count_parameters(NANO)
-    assert FORMATS["bf16"].total_bytes(counts) == 2 * counts.total
-    assert FORMATS["float32"].total_bytes(counts) == 4 * counts.total
-    assert (
-        FORMATS["int4"].total_bytes(counts) < FORMATS["int8"].total_bytes(counts) < FORMATS["bf16"].total_bytes(counts)
-    )
+@pytest.mark.parametrize("weights", [None, "int8", "int4"])
+def test_weight_bytes_are_those_that_are_allocated(weights: str | None) -> None:
+    model = load_model("nano", dtype=torch.bfloat16, adapt=packing(weights))
+    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*model.parameters(), *model.buffers())}
+    assert FORMATS[weights or "bf16"].total_bytes(NANO) == sum(held.values())
+
+
+def test_published_fp8_has_a_scale_for_every_tile() -> None:
+    routers = sum(NANO.n_routed_experts * 4 for layer in range(NANO.num_layers_with_draft) if NANO.is_moe(layer))
+    expected = routers
+    for row in model_tensors(NANO):
+        if row.role is not Role.ROUTER_BIAS:
+            tiles = math.prod(block_grid(row.shape)) if row.is_product else 0
+            expected += row.size + 4 * tiles if row.is_product else 2 * row.size
+    assert FORMATS["fp8"].total_bytes(NANO) == expected
 
 
 def test_what_changes() -> None:
