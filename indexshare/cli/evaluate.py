@@ -1,205 +1,207 @@
-"""`indexshare eval`: what a model makes of text it was not trained on, and what it finds in long texts."""
+"""`indexshare eval`: what models make of text they were not trained on, and what they find in long texts."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from indexshare.cli.entrants import Entrant, common_counter, enter
 from indexshare.cli.measuring import MeasuringBar
 from indexshare.cli.output import console, note, print_json, print_pairs, print_table
+from indexshare.cli.suite_options import QuestionOptions, RunOptions, SuiteOptions, TextOptions
 
 if TYPE_CHECKING:
-    from indexshare.eval.subject import Subject
-    from indexshare.eval.suites.base import Pairs, Suite, SuiteSettings, Table
-
-
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class SuiteOptions:
-    """How much of each suite is run.
-
-    Parameters
-    ----------
-    lengths
-        Context lengths in tokens, separated by commas (2048,8192 or 2K,8K). With them `held-out` also states the prices
-        of sparsity and of sharing at each; `needle` and `recall` use 1K,2K,4K,8K unless given.
-    ancestor
-        A model whose layers are all Full, trained on the same text: `held-out` states the price of sharing against it.
-    attention
-        Kinds of attention that `needle` and `recall` compare: selection, full, recent (the most recent tokens).
-    samples
-        Questions of `needle` and `recall` at each length and depth.
-    tokens
-        Most held-out tokens that the prices (at each length) and `draft` score: 65,536 unless given.
-    files
-        Most files that `held-out` and `repository` score, drawn by the seed: all, and 24, unless given.
-    context
-        Tokens of context for `repository`: 16,384, or what the model reads, unless given.
-    seed
-        Of the generated texts and of the choice of files.
-    packages
-        Installed packages that the model was not trained on, separated by commas: score their files in place of the
-        model's held-out ones.
-    """
-
-    lengths: str | None = None
-    ancestor: str | None = None
-    attention: str = "selection,full,recent"
-    samples: int = 5
-    tokens: int | None = None
-    files: int | None = None
-    context: int | None = None
-    seed: int = 0
-    packages: str | None = None
-
-    @property
-    def unseen(self) -> list[str]:
-        """The names in `packages`."""
-        return [name.strip() for name in (self.packages or "").split(",") if name.strip()]
-
-    def settings(self, max_tokens: int | None) -> SuiteSettings:
-        """The suites' form of these options; ValueError for lists that are none."""
-        from indexshare.eval.suites.base import SuiteSettings
-
-        return SuiteSettings(
-            lengths=parse_lengths(self.lengths),
-            ancestor=self.ancestor,
-            attention=tuple(name.strip() for name in self.attention.split(",")),
-            samples=self.samples,
-            tokens=self.tokens,
-            files=self.files,
-            context=self.context,
-            seed=self.seed,
-            max_tokens=max_tokens,
-        )
+    from indexshare.eval.suites.base import Comparison, Pairs, Panel, Suite, SuiteSettings, Table
 
 
 def evaluate(
-    model: str,
-    /,
-    *,
+    *models: str,
     suite: str = "held-out",
-    text: Path | None = None,
-    pattern: Annotated[tuple[str, ...], Parameter(negative="", show_default=False)] = (),
-    max_tokens: int | None = None,
+    text: TextOptions | None = None,
     options: SuiteOptions | None = None,
+    questions: QuestionOptions | None = None,
+    running: RunOptions | None = None,
     plot: Path | None = None,
-    dtype: str | None = None,
-    weights: str | None = None,
-    device: str = "cpu",
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Score a model: bits per byte on held-out files, retrieval by length and depth, use of its repository, drafting.
+    """Score models: bits per byte on held-out files, retrieval by length and depth, long questions, drafting.
 
     Parameters
     ----------
-    model
-        Name of a shipped model, or a model directory.
+    models
+        Names of shipped models, or model directories; several are compared. `DIRECTORY@FFFSSS...` is a model under
+        another plan of sharing.
     suite
-        What to measure, separated by commas: held-out (bits per byte), needle, recall, repository, draft, or all.
-    text
-        Score this folder (or file). By default the model's own held-out files, by its training.json.
-    pattern
-        Files of --text, such as `*.md` (in any folder); may be given several times. By default those that the model was
-        trained on, by its training.json, or `*.py`.
-    max_tokens
-        Longest context of `held-out`, 8,192 or what the model reads unless given; longer files are scored in stretches.
+        What to measure, separated by commas: held-out (bits per byte), needle, recall, repository, draft, long (all
+        kinds of long questions, or some by their names), or all.
     plot
         Also draw what was measured into this file (png, svg or pdf); needs matplotlib.
-    dtype
-        float32 or bfloat16; unless given, float32 on a CPU, else as stored.
-    weights
-        int8 or int4: measure the model with its matrices in 8 or 4 bits per weight, as `generate --weights` runs it.
-    device
-        Where to run: cpu, cuda, cuda:1, ...
     json
         Print one JSON object instead of tables.
     """
     from indexshare.cli.options import check_device
     from indexshare.eval.plots import check_picture
-    from indexshare.eval.subject import load_subject
+    from indexshare.eval.suites.long import together
     from indexshare.eval.suites.registry import check_settings, choose_suites
 
-    options, suites = options or SuiteOptions(), choose_suites(suite)
-    settings = options.settings(max_tokens)
+    text, options, running = text or TextOptions(), options or SuiteOptions(), running or RunOptions()
+    questions, suites = questions or QuestionOptions(), choose_suites(suite)
+    questions.check(models)
+    settings = options.settings(questions)
     check_settings(suites, settings)
-    check_device(device)
+    check_device(running.device)
     if plot is not None:
         check_picture(plot)
-    needs_text = any(chosen.needs_text for chosen in suites)
-    subject = load_subject(
-        model, text=text, patterns=pattern, packages=options.unseen, needs_text=needs_text, dtype=dtype,
-        weights=weights, device=device,
-    )  # fmt: skip
-    _tell(subject, suites, settings, plot, json=json)
+    chosen = together(suites)
+    _only_questions(chosen, questions)
+    if questions.export_tasks is not None:
+        _export(questions.export_tasks, models, chosen[0], settings, questions, json=json)
+        return
+    entrants = enter(models, chosen, text, questions, running)
+    _tell(entrants, chosen, settings, plot, common_counter(entrants, questions), json=json)
+
+
+def _only_questions(suites: Sequence[Suite[Any]], questions: QuestionOptions) -> None:
+    """Refuse (ValueError) what only long questions have where something else is measured too."""
+    from indexshare.eval.suites.long import LongSuite
+
+    others = [suite.name for suite in suites if not isinstance(suite, LongSuite)]
+    if others and (questions.url is not None or questions.export_tasks is not None):
+        reason = "a server answers questions alone" if questions.url is not None else "only questions are exported"
+        raise ValueError(f"--suite has {others[0]}, but {reason}; choose --suite long, or some of its kinds")
+    if len(others) == len(suites) and questions.tokenizer is not None:
+        raise ValueError(f"--tokenizer is read by long questions, but --suite is {', '.join(others)}; leave it out")
+
+
+def _export(
+    folder: Path, models: Sequence[str], suite: Any, settings: SuiteSettings, questions: QuestionOptions, *, json: bool
+) -> None:
+    """Questions as files; the tokenizer that was named, or the first model's, counts."""
+    from indexshare.eval.lm_eval import export_tasks
+    from indexshare.eval.suites.long import checked_form, counted_by
+
+    form, name = checked_form(questions.form), questions.tokenizer or next(iter(models), None)
+    if settings.lengths is None or name is None:
+        raise ValueError("--export-tasks takes --lengths, such as 4K,8K, and a model or a --tokenizer that counts them")
+    with MeasuringBar() as bar, bar.stage("writing", "questions") as progress:
+        names = export_tasks(
+            folder, suite.tasks, suite.asking(settings, settings.lengths), form=form, counter=counted_by(name, form),
+            counted_by=name, progress=progress,
+        )  # fmt: skip
+    if json:
+        print_json({"folder": str(folder), "tasks": names})
+        return
+    print(*names, sep="\n")
+    note(f"written to {folder}; lm_eval --include_path {folder} --tasks indexshare_long runs all of them")
 
 
 def _tell(
-    subject: Subject, suites: Sequence[Suite[Any]], settings: SuiteSettings, plot: Path | None, *, json: bool
-) -> None:
+    entrants: Sequence[Entrant], suites: Sequence[Suite[Any]], settings: SuiteSettings, plot: Path | None,
+    counter: Callable[..., Any] | None, *, json: bool,
+) -> None:  # fmt: skip
     """Check all suites before the first one runs, measure, and tell what was measured whatever comes after it."""
     from indexshare.eval.plots import draw
 
-    for suite in suites:
-        suite.check(subject, settings)
-    for line in _remarks(subject, suites, settings):
+    for entrant in entrants:
+        for suite in suites:
+            entrant.check(suite, settings, counter)
+    for line in _remarks(entrants, suites, settings):
         note(line)
-    reports: list[tuple[Suite[Any], Any]] = []
     try:
-        measure(subject, suites, settings, reports)
+        measure(entrants, suites, settings, counter)
     finally:
-        facts = {k: v for chosen, report in reports for k, v in chosen.facts(report).items()}
-        if json and reports:
-            print_json({"model": subject.name} | facts)
-        elif reports:
-            show(reports)
+        if json and any(entrant.reports for entrant in entrants):
+            print_json(_facts(entrants))
+        elif not json:
+            show(entrants)
     if plot is not None:
-        draw([row for chosen, report in reports for row in chosen.pictures(report)], plot, subject.name)
+        rows, titles = _pictures(entrants)
+        draw(rows, plot, ", ".join(entrant.name for entrant in entrants), titles)
 
 
-def _remarks(subject: Subject, suites: Sequence[Suite[Any]], settings: SuiteSettings) -> list[str]:
-    """What is not measured of what might have been expected, in a line each."""
+def _remarks(entrants: Sequence[Entrant], suites: Sequence[Suite[Any]], settings: SuiteSettings) -> list[str]:
+    """What is not measured of what might have been expected, in a line each; and what was answered before."""
     from indexshare.text.files import describe_skipped
 
-    unread = describe_skipped([entry for entry in subject.left_out if not entry.routine])
-    shortened = [(suite.name, suite.cut_short(subject, settings)) for suite in suites]
-    return [unread] * bool(unread) + [f"{name}: {words}" for name, words in shortened if words]
+    lines = []
+    for subject in (entrant.subject for entrant in entrants if entrant.subject is not None):
+        lines.append(describe_skipped([entry for entry in subject.left_out if not entry.routine]))
+        shortened = [(suite.name, suite.cut_short(subject, settings)) for suite in suites]
+        lines += [f"{name}: {words}" for name, words in shortened if words]
+    if settings.answers is not None:
+        from indexshare.eval.answers import describe_answers
+
+        askers = [entrant.asker for entrant in entrants if entrant.asker is not None]
+        lines.append(describe_answers(settings.answers, askers, settings.seed))
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 def measure(
-    subject: Subject, suites: Sequence[Suite[Any]], settings: SuiteSettings, reports: list[tuple[Suite[Any], Any]]
-) -> None:
-    """Add every suite with its report to `reports`, as soon as it is there."""
+    entrants: Sequence[Entrant], suites: Sequence[Suite[Any]], settings: SuiteSettings,
+    counter: Callable[..., Any] | None = None,
+) -> None:  # fmt: skip
+    """Give every entrant the report of every suite, as soon as it is there."""
     with MeasuringBar() as bar:
-        for suite in suites:
-            reports.append((suite, suite.run(subject, settings, bar.stage)))
+        for entrant in entrants:
+            if len(entrants) > 1:
+                note(f"{entrant.name}:")
+            for suite in suites:
+                entrant.measure(suite, settings, bar.stage, counter)
 
 
-def show(reports: Sequence[tuple[Suite[Any], Any]]) -> None:
-    """The tables of every suite's report, a blank line between any two."""
-    from indexshare.eval.suites.base import Table
+def _comparisons(entrants: Sequence[Entrant]) -> list[tuple[Suite[Any], Comparison]]:
+    """What suites say of several entrants side by side; of those suites that were run on all of them."""
+    if len(entrants) == 1:
+        return []
+    names, common = [entrant.name for entrant in entrants], min(len(entrant.reports) for entrant in entrants)
+    columns = [[entrant.reports[n] for entrant in entrants] for n in range(common)]
+    columns = [column for column in columns if all(suite is column[0][0] for suite, _ in column)]
+    return [(column[0][0], column[0][0].compare(names, [report for _, report in column])) for column in columns]
 
-    parts: list[Table | Pairs] = [part for suite, report in reports for part in suite.tables(report)]
-    out = console()
-    for number, part in enumerate(parts):
+
+def _facts(entrants: Sequence[Entrant]) -> dict[str, Any]:
+    """One object for one entrant; for several a list of them, and what is known of them side by side."""
+    if len(entrants) == 1:
+        return entrants[0].facts()
+    compared = {suite.name: list(found.facts) for suite, found in _comparisons(entrants) if found.facts}
+    return {"models": [entrant.facts() for entrant in entrants], "comparison": compared}
+
+
+def show(entrants: Sequence[Entrant]) -> None:
+    """The tables of every report, a blank line between any two, then those of comparisons."""
+    parts: list[tuple[str, Table | Pairs]] = []
+    for entrant in entrants:
+        above = f"{entrant.name}: " if len(entrants) > 1 else ""
+        parts += [(above, part) for suite, report in entrant.reports for part in suite.tables(report)]
+    parts += [("", part) for _, found in _comparisons(entrants) for part in found.tables]
+    for number, (above, part) in enumerate(parts):
         if number:
             print()
-        if isinstance(part, Table):
-            print_table(part.title, part.columns, part.rows, to=out)
-        else:
-            print_pairs(part.title, part.pairs, to=out)
+        _print(above + part.title, part)
 
 
-def parse_lengths(text: str | None) -> tuple[int, ...] | None:
-    """The lengths of a comma-separated list, `2K` meaning 2048; ValueError for anything else."""
-    if text is None:
-        return None
-    parts = [part.strip() for part in text.split(",")]
-    numbers = [(part[:-1], 1024) if part[-1:] in ("k", "K") else (part, 1) for part in parts]
-    if not all(number.isascii() and number.isdigit() for number, _ in numbers):
-        raise ValueError(f"--lengths is {text!r}; expected numbers of tokens separated by commas: 2048,8192 or 2K,8K")
-    return tuple(int(number) * unit for number, unit in numbers)
+def _print(title: str, part: Table | Pairs) -> None:
+    from indexshare.eval.suites.base import Table
+
+    if isinstance(part, Table):
+        print_table(title, part.columns, part.rows, to=console())
+    else:
+        print_pairs(title, part.pairs, to=console())
+
+
+def _pictures(entrants: Sequence[Entrant]) -> tuple[list[Sequence[Panel]], list[str]]:
+    """Rows of panels with their titles: comparisons where there are some, else those of each entrant under its name."""
+    rows: list[Sequence[Panel]] = []
+    titles: list[str] = []
+    compared = [number for number, (_, found) in enumerate(_comparisons(entrants)) if found.pictures]
+    for entrant in entrants:
+        for number, (suite, report) in enumerate(entrant.reports):
+            if number not in compared:
+                rows += suite.pictures(report)
+        titles += [entrant.name if len(entrants) > 1 else ""] * (len(rows) - len(titles))
+    for _, found in _comparisons(entrants):
+        rows += found.pictures
+    return rows, titles + [""] * (len(rows) - len(titles))

@@ -46,6 +46,20 @@ def read_environment(variables: Mapping[str, str] | None = None) -> Environment:
     )
 
 
+def read_secret(name: str, option: str) -> str:
+    """The value of a variable that a user has named, such as the key of a server.
+
+    Raises:
+        ValueError: it is not set, or empty.
+    """
+    value = os.environ.get(name, "").strip()
+    if not value:
+        raise ValueError(
+            f"{option} names the environment variable {name!r}, which is not set; set it to the key itself"
+        )
+    return value
+
+
 def ignore_useless_columns() -> None:
     """Forget `COLUMNS=0`, which some editors and schedulers set where they know no width: it would be taken for one."""
     if os.environ.get("COLUMNS", "").strip("0") == "":

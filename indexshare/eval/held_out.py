@@ -40,6 +40,7 @@ class HeldOutReport:
     `sparse` and `full` are the model with its selection and with full attention; `xz` is `xz -9e` file by file.
     `position_bits` are bits per token over long windows, averaged over the ranges that `position_edges` bound.
     Intervals are (low, high) at 95 %, from resampling the files, None for a single file; comparisons are paired.
+    `by_file` has name, bytes, and bits with the selection of each file.
     """
 
     files: int
@@ -55,6 +56,7 @@ class HeldOutReport:
     full_interval: Interval | None
     below_xz_interval: Interval | None
     price_interval: Interval | None
+    by_file: tuple[tuple[str, int, float], ...] = ()
 
     @property
     def below_xz(self) -> float:
@@ -214,6 +216,7 @@ def evaluate_held_out(
         full_interval=ratio(full, sizes).interval,
         below_xz_interval=ratio(sparse, xz).changed(-1, 1).interval,
         price_interval=ratio(sparse, full).changed(1, -1).interval,
+        by_file=tuple(zip((document.name for document in documents), sizes, sparse, strict=True)),
     )
 
 

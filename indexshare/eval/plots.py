@@ -24,8 +24,16 @@ def check_picture(file: Path) -> None:
         raise ValueError("a picture needs matplotlib; install it with: pip install 'indexshare[plots]'") from None
 
 
-def draw(rows: Sequence[Sequence[Callable[[Any], None]]], file: Path, title: str) -> None:
+def draw(
+    rows: Sequence[Sequence[Callable[[Any], None]]], file: Path, title: str, row_titles: Sequence[str] = ()
+) -> None:
     """Write one picture of rows of panels; a panel is a function that draws on the axes it is given.
+
+    Args:
+        rows: the panels.
+        file: where to.
+        title: of the picture.
+        row_titles: one for each row, where rows are of different models.
 
     Raises:
         ValueError: as `check_picture`, or there is nothing to draw.
@@ -37,7 +45,10 @@ def draw(rows: Sequence[Sequence[Callable[[Any], None]]], file: Path, title: str
         raise ValueError("there is nothing to draw: the text is too short for a window by position")
     figure = Figure(figsize=(_WIDTH, _ROW_HEIGHT * len(rows)), layout="constrained")
     figure.suptitle(title)
-    for part, panels in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+    titles = list(row_titles) or [""] * len(rows)
+    for part, panels, above in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, titles, strict=True):
+        if above:
+            part.suptitle(above, fontsize="medium")
         for axes, panel in zip(part.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
             panel(axes)
     with replacing(file) as temporary:
@@ -66,3 +77,26 @@ def lengths_axis(axes: Any, lengths: Sequence[int]) -> None:
     axes.set_xlabel("context (tokens)")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
+
+
+def heatmap(
+    axes: Any,
+    values: Sequence[Sequence[float | None]],
+    labels: Sequence[Sequence[str]],
+    *,
+    rows: Sequence[str],
+    lengths: Sequence[int],
+    signed: bool = False,
+) -> None:
+    """Figures from 0 to 1 (from -1 to 1 if `signed`) by row and length, each with its label; None is left white."""
+    shown = [[float("nan") if value is None else value for value in row] for row in values]
+    scale = {"vmin": -1, "vmax": 1, "cmap": "RdBu"} if signed else {"vmin": 0, "vmax": 1, "cmap": "viridis"}
+    image = axes.imshow(shown, aspect="auto", **scale)
+    for y, row in enumerate(values):
+        for x, value in enumerate(row):
+            dark = value is not None and (abs(value) > 0.6 if signed else value < 0.6)
+            axes.text(x, y, labels[y][x], ha="center", va="center", fontsize=7, color="white" if dark else "black")
+    axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths])
+    axes.set_yticks(range(len(rows)), rows)
+    axes.set_xlabel("length (tokens)")
+    axes.figure.colorbar(image, ax=axes, label="difference" if signed else "score")

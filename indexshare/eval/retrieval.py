@@ -10,10 +10,11 @@ The texts have the form of `train/tasks.py`. Their seeds cannot be those of trai
 
 from __future__ import annotations
 
+import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -69,6 +70,8 @@ class RetrievalReport:
             middle of a range; the ranges cover the text.
         asked: questions by [length][depth].
         right: exact answers by attention, then [length][depth].
+        by_text: part of exact answers by attention, then [length][text]; several questions share a text.
+        texts: a hash of the texts, for each length.
     """
 
     task: str
@@ -77,6 +80,8 @@ class RetrievalReport:
     depths: tuple[float, ...]
     asked: tuple[tuple[int, ...], ...]
     right: dict[str, tuple[tuple[int, ...], ...]]
+    by_text: dict[str, tuple[tuple[float, ...], ...]] = field(default_factory=dict)
+    texts: tuple[str, ...] = ()
 
     def accuracy(self, attention: str, length: int) -> Estimate:
         """Part of exact answers at a length over all depths, with its Wilson interval."""
@@ -139,9 +144,12 @@ def evaluate_retrieval(
     total = len(attention) * sum(len(probe.ids) for group in probes.values() for probe in group)
     advance = counter(progress, total)
     right: dict[str, list[tuple[int, ...]]] = {name: [] for name in attention}
+    by_text: dict[str, list[tuple[float, ...]]] = {name: [] for name in attention}
     for group in probes.values():
         for name in attention:
-            right[name].append(tuple(_right_answers(model, group, name, depths, advance)))
+            by_depth, parts = _right_answers(model, group, name, depths, advance)
+            right[name].append(tuple(by_depth))
+            by_text[name].append(tuple(parts))
     return RetrievalReport(
         task=task,
         attention=tuple(attention),
@@ -149,6 +157,8 @@ def evaluate_retrieval(
         depths=middles,
         asked=tuple(tuple(_count(group, depths)) for group in probes.values()),
         right={name: tuple(rows) for name, rows in right.items()},
+        by_text={name: tuple(rows) for name, rows in by_text.items()},
+        texts=tuple(_hash(tokenizer, group) for group in probes.values()),
     )
 
 
@@ -169,20 +179,32 @@ def _count(probes: Sequence[Probe], depths: int) -> list[int]:
 
 def _right_answers(
     model: GlmMoeDsa, probes: Sequence[Probe], attention: str, depths: int, advance: Callable[[int], None] | None
-) -> list[int]:
-    """Questions answered exactly, by depth."""
-    right = [0] * depths
+) -> tuple[list[int], list[float]]:
+    """Questions answered exactly, by depth, and the part of them by text."""
+    right, parts = [0] * depths, list[float]()
     for batch in batches([len(probe.ids) for probe in probes]):
         part = [probes[i] for i in batch]
         hidden, view = hidden_states(model, [probe.ids for probe in part], attention)
         asked = [(span.start, q, p.ids) for span, p in zip(view.spans, part, strict=True) for q in p.questions]
+        found: dict[int, int] = {}  # exact answers of each text
         said = iter(predictions(model, hidden, [s + i - 1 for s, q, _ in asked for i in range(q.start, q.stop)]))
         for _, question, ids in asked:
             answer = [next(said) for _ in range(question.start, question.stop)]
-            right[question.depth] += answer == ids[question.start : question.stop]
+            exact = answer == ids[question.start : question.stop]
+            right[question.depth] += exact
+            found[id(ids)] = found.get(id(ids), 0) + exact
+        parts += [found.get(id(probe.ids), 0) / len(probe.questions) for probe in part]
         if advance is not None:
             advance(sum(len(probe.ids) for probe in part))
-    return right
+    return right, parts
+
+
+def _hash(tokenizer: Tokenizer, probes: Sequence[Probe]) -> str:
+    """Of the texts with their questions; models with one tokenizer get the same."""
+    digest = hashlib.sha256(tokenizer.fingerprint.encode())
+    for probe in probes:
+        digest.update(repr((probe.ids, probe.questions)).encode())
+    return digest.hexdigest()[:16]
 
 
 def _question(tokenizer: Tokenizer, before: str, answer: str) -> tuple[list[int], int, int]:

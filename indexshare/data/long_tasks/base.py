@@ -1,4 +1,4 @@
-"""What a long task is, how one of its items is made as long as asked, and how an answer is scored."""
+"""What a long task is, how one of its items is made as long as asked, and how an answer is read and scored."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 Form = Literal["base", "chat"]
+FORMS: tuple[Form, ...] = ("base", "chat")
+VERSION = 1  # of the texts and questions: a new one wherever a seed gives another question than before
+_SENTENCES = 96  # tokens that an assistant may put around an answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +44,9 @@ class LongTask:
         name: of the suite.
         says: one line for people.
         make: an item with `size` units of text (sentences, words or documents) around what is asked; at least `least`.
+            More units are a longer text, however many there are.
         least: fewest units.
-        answer_tokens: most tokens that an answer needs.
+        answer_tokens: most tokens that an answer needs when it is written without a word around it.
         scoring: `"all"`: the part of the answers that were given; `"any"`: whether one of them was.
     """
 
@@ -53,9 +57,20 @@ class LongTask:
     answer_tokens: int = 64
     scoring: Literal["all", "any"] = "all"
 
+    def room(self, form: Form) -> int:
+        """Most tokens of an answer in a form: an assistant answers in sentences."""
+        return self.answer_tokens + (_SENTENCES if form == "chat" else 0)
+
 
 def fit_item(
-    task: LongTask, *, seed: int, index: int, length: int, count: Callable[[str], int], form: Form = "base"
+    task: LongTask,
+    *,
+    seed: int,
+    index: int,
+    length: int,
+    count: Callable[[str], int],
+    form: Form = "base",
+    answer_tokens: int | None = None,
 ) -> Item:
     """The longest item of at most `length` tokens, answer included.
 
@@ -63,22 +78,23 @@ def fit_item(
         task: what is asked.
         seed, index: the item is a function of them and of the sizes.
         length: tokens of prompt and answer together.
-        count: tokens of a text under the model's tokenizer.
+        count: tokens of a prompt under the model's tokenizer.
         form: how it will be asked.
+        answer_tokens: kept free for the answer; what the task needs unless given.
 
     Raises:
         ValueError: not even the shortest item fits.
     """
-    room = length - task.answer_tokens
+    kept = task.room(form) if answer_tokens is None else answer_tokens
 
     def item(size: int) -> Item:
         return task.make(random.Random(f"{task.name}/{seed}/{index}"), size)
 
     def fits(size: int) -> bool:
-        return count(item(size).prompt(form)) <= room
+        return count(item(size).prompt(form)) <= length - kept
 
     if not fits(task.least):
-        needed = count(item(task.least).prompt(form)) + task.answer_tokens
+        needed = count(item(task.least).prompt(form)) + kept
         raise ValueError(f"a length is {length} tokens; {task.name} needs at least {needed}")
     low, high = task.least, 2 * task.least
     while fits(high):
@@ -89,14 +105,26 @@ def fit_item(
     return item(low)
 
 
+def read_answer(text: str, form: Form) -> str:
+    """The part of what a model wrote that is its answer.
+
+    Args:
+        text: a continuation, or an assistant's message.
+        form: of a continuation, the text up to the first line break that has something before it; of a message, what
+            comes after its thoughts.
+    """
+    return text.lstrip().split("\n", 1)[0] if form == "base" else text.rsplit("</think>", 1)[-1].strip()
+
+
 def score(task: LongTask, item: Item, answer: str) -> float:
     """How right an answer is, 0 to 1: which of the expected answers occur in it as whole words, in any case."""
-    found = [_occurs(expected, answer) for expected in item.answers]
-    return float(any(found)) if task.scoring == "any" else sum(found) / len(found)
+    return part_found(item.answers, answer, task.scoring)
 
 
-def _occurs(expected: str, answer: str) -> bool:
-    return re.search(rf"(?<!\w){re.escape(expected)}(?!\w)", answer, re.IGNORECASE) is not None
+def part_found(expected: Sequence[str], answer: str, scoring: str) -> float:
+    """The part of the expected answers that occur (`all`), or whether one of them does (`any`)."""
+    found = [re.search(rf"(?<!\w){re.escape(one)}(?!\w)", answer, re.IGNORECASE) is not None for one in expected]
+    return float(any(found)) if scoring == "any" else sum(found) / len(found)
 
 
 def hide(rng: random.Random, facts: Sequence[str], filler: Sequence[str]) -> str:

@@ -13,12 +13,13 @@ _FREQUENT, _EXPONENT = 3, 2.0
 
 
 def common_words(rng: random.Random, size: int) -> Item:
-    """Ten words stand ten times as often as all others in a numbered list."""
-    others = max(1, (size - _COMMON * _OFTEN) // _RARELY) if size > _COMMON * _OFTEN else 0
-    often = _OFTEN if others else max(2, size // _COMMON)
+    """Ten words stand ten times as often as all others in a numbered list; in one of a few hundred, at least twice."""
+    often = min(_OFTEN, max(2, size // (2 * _COMMON)))  # in a short list half of it is theirs
+    rarely = max(1, often * _RARELY // _OFTEN)
+    others = max(1, (size - _COMMON * often) // rarely)
     words = coined(rng, _COMMON + others)
     listed = [word for word in words[:_COMMON] for _ in range(often)]
-    listed += [word for word in words[_COMMON:] for _ in range(_RARELY)]
+    listed += [word for word in words[_COMMON:] for _ in range(rarely)]
     rng.shuffle(listed)
     context = " ".join(f"{number}. {word}" for number, word in enumerate(listed, 1))
     return Item(
@@ -50,7 +51,7 @@ def frequent_words(rng: random.Random, size: int) -> Item:
 
 register_long_task(
     LongTask(
-        name="common-words", says="the ten most common words of a list", make=common_words, least=20, answer_tokens=96
+        name="common-words", says="the ten most common words of a list", make=common_words, least=40, answer_tokens=96
     )
 )
 register_long_task(

@@ -8,12 +8,12 @@ from indexshare.data.long_tasks.base import Item, LongTask
 from indexshare.data.long_tasks.registry import register_long_task
 from indexshare.data.long_tasks.words import COUNTRIES, TRADES, filler, people, places
 
-_SENTENCES = 3  # of filler in a document
-_MOST = 10_000  # documents; there are names for more
+_SENTENCES = 3  # of filler in a document, as long as there are names for more documents
+_MOST = 10_000  # documents
 
 
-def _document(number: int, title: str, facts: str, rng: random.Random) -> str:
-    return f"Document {number} ({title}): {facts} {' '.join(filler(rng, _SENTENCES))}"
+def _document(number: int, title: str, facts: str, sentences: int, rng: random.Random) -> str:
+    return f"Document {number} ({title}): {facts} {' '.join(filler(rng, sentences))}"
 
 
 def _lives(rng: random.Random, count: int) -> list[dict[str, str]]:
@@ -28,14 +28,17 @@ def _birth(life: dict[str, str]) -> str:
     return f"{life['name']}, a {life['trade']}, was born in {life['town']}"
 
 
+def _sentences(size: int) -> int:
+    """Of filler in each document: more of them where there are no more documents."""
+    return max(_SENTENCES, _SENTENCES * size // _MOST)
+
+
 def question_answering(rng: random.Random, size: int) -> Item:
     """Where somebody was born, among documents about other people."""
     lives = _lives(rng, min(size, _MOST))
-    asked = rng.choice(lives)
+    asked, sentences = rng.choice(lives), _sentences(size)
     documents = [
-        _document(
-            n, life["name"], f"{life['name']}, a {life['trade']}, was born in {life['town']} in {life['year']}.", rng
-        )
+        _document(n, life["name"], f"{_birth(life)} in {life['year']}.", sentences, rng)
         for n, life in enumerate(lives, 1)
     ]
     return Item(
@@ -52,7 +55,7 @@ def multi_document(rng: random.Random, size: int) -> Item:
     facts = [(life["name"], f"{_birth(life)}.") for life in lives]
     facts += [(town, f"The town of {town} lies in {country}.") for town, country in countries.items()]
     rng.shuffle(facts)
-    documents = [_document(n, title, fact, rng) for n, (title, fact) in enumerate(facts, 1)]
+    documents = [_document(n, title, fact, _sentences(size), rng) for n, (title, fact) in enumerate(facts, 1)]
     return Item(
         context="\n".join(documents), question=f"In which country was {asked['name']} born?",
         opening=f"{asked['name']} was born in the country of", answers=(countries[asked["town"]],),

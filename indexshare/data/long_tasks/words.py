@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from itertools import product
 
 THINGS = (
@@ -48,6 +49,7 @@ TRADES = (
     "mason", "beekeeper",
 )  # fmt: skip
 COUNTRIES = ("Ardenia", "Belmark", "Corvania", "Drennland", "Estovia", "Falmoria", "Gretonia", "Halvia")
+_LABELS = [f"{quality} {thing}" for quality, thing in product(QUALITIES, THINGS)]
 
 
 def filler(rng: random.Random, count: int) -> list[str]:
@@ -61,8 +63,7 @@ def filler(rng: random.Random, count: int) -> list[str]:
 
 def labels(rng: random.Random, count: int) -> list[str]:
     """Different labels such as `copper lantern`."""
-    pairs = [f"{quality} {thing}" for quality, thing in product(QUALITIES, THINGS)]
-    return rng.sample(pairs, count)
+    return rng.sample(_LABELS, count)
 
 
 def numbers(rng: random.Random, count: int, digits: int = 6) -> list[str]:
@@ -72,21 +73,30 @@ def numbers(rng: random.Random, count: int, digits: int = 6) -> list[str]:
 
 def places(rng: random.Random, count: int) -> list[str]:
     """Different names of towns that do not exist."""
-    names = ["".join(parts) for parts in product(_STARTS, _MIDDLES, _MIDDLES, _PLACE_ENDS)]
-    return rng.sample(names, count)
+    return rng.sample(_places(), count)
 
 
 def people(rng: random.Random, count: int) -> list[str]:
     """Different names of people who do not exist."""
+    return rng.sample(_people(), count)
+
+
+@cache
+def _places() -> list[str]:
+    return ["".join(parts) for parts in product(_STARTS, _MIDDLES, _MIDDLES, _PLACE_ENDS)]
+
+
+@cache
+def _people() -> list[str]:
     surnames = ["".join(parts) for parts in product(_STARTS, _MIDDLES, _NAME_ENDS)]
-    names = [f"{first} {last}" for first, last in product(FIRST_NAMES, surnames)]
-    return rng.sample(names, count)
+    return [f"{first} {last}" for first, last in product(FIRST_NAMES, surnames)]
 
 
 def coined(rng: random.Random, count: int) -> list[str]:
     """Different words that do not exist, in small letters."""
     syllables = ("ba", "ce", "di", "fo", "gu", "ka", "le", "mi", "no", "pu", "ra", "se", "ti", "vo", "zu")
+    most = 4 if count < 10_000 else 6  # there are 54,000 words of up to four syllables
     words: dict[str, None] = {}
     while len(words) < count:
-        words["".join(rng.choice(syllables) for _ in range(rng.randint(2, 4)))] = None
+        words["".join(rng.choice(syllables) for _ in range(rng.randint(2, most)))] = None
     return list(words)

@@ -9,10 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from indexshare.eval.bootstrap import Estimate, Interval
 from indexshare.eval.forward import ATTENTION, Progress
+from indexshare.eval.paired import Paired
 from indexshare.eval.subject import Subject
 
 Panel = Callable[[Any], None]  # draws on matplotlib axes
@@ -33,6 +35,10 @@ class SuiteSettings:
         context: tokens of context for a file of a repository.
         seed: of generated texts and of the choice of files.
         max_tokens: longest stretch of a file that is scored in one piece.
+        form: how long questions are put: `base` or `chat`.
+        answers: file in which answers to long questions are kept, and from which they are taken.
+        answer_tokens: most tokens of such an answer.
+        parallel: long questions at a time.
     """
 
     lengths: tuple[int, ...] | None = None
@@ -44,6 +50,10 @@ class SuiteSettings:
     context: int | None = None
     seed: int = 0
     max_tokens: int | None = None
+    form: str = "base"
+    answers: Path | None = None
+    answer_tokens: int | None = None
+    parallel: int = 1
 
 
 class Stage(Protocol):
@@ -69,6 +79,21 @@ class Pairs:
     pairs: Sequence[tuple[str, str]]
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Several reports of a suite side by side; empty where the suite compares nothing.
+
+    Attributes:
+        tables: for people.
+        facts: a plain object for every model but the first.
+        pictures: rows of panels, in the place of those of each report.
+    """
+
+    tables: Sequence[Table | Pairs] = ()
+    facts: Sequence[dict[str, Any]] = ()
+    pictures: Sequence[Sequence[Panel]] = ()
+
+
 class Suite(ABC, Generic[R]):
     """One kind of measurement with a report `R` of its own.
 
@@ -76,11 +101,13 @@ class Suite(ABC, Generic[R]):
         name: what `--suite` calls it.
         reads: the fields of `SuiteSettings` that it reads.
         needs_text: whether it scores held-out files; without any such suite none are read.
+        group: another name for it and others; empty for none.
     """
 
     name: str
     reads: ClassVar[frozenset[str]] = frozenset()
     needs_text: ClassVar[bool] = True
+    group: ClassVar[str] = ""
 
     def check(self, subject: Subject, settings: SuiteSettings) -> None:
         """Refuse (ValueError) what the run would refuse; called before any suite runs."""
@@ -107,6 +134,10 @@ class Suite(ABC, Generic[R]):
         """Rows of panels, each from left to right; none where there is nothing to draw."""
         return ()
 
+    def compare(self, names: Sequence[str], reports: Sequence[R]) -> Comparison:
+        """Reports of several models, the others against the first; by default nothing beyond the reports themselves."""
+        return Comparison()
+
 
 def between(interval: Interval | None, form: str, *, opening: str = " (", closing: str = ")") -> str:
     """The interval as people read it, ` (1.19 to 1.23)`; empty where there is none."""
@@ -116,3 +147,11 @@ def between(interval: Interval | None, form: str, *, opening: str = " (", closin
 def figure(estimate: Estimate, form: str) -> str:
     """A figure with its interval: `1.21 (1.19 to 1.23)`."""
     return f"{estimate.value:{form}}{between(estimate.interval, form)}"
+
+
+def points(found: Paired | None) -> str:
+    """A difference of scores in points of a hundred, `+12 (3 to 21)*` where the interval leaves out 0."""
+    if found is None:
+        return "-"
+    shown = found.difference.changed(100, 0)
+    return f"{shown.value:+.0f}{between(shown.interval, '.0f')}{'*' if found.sure else ''}"

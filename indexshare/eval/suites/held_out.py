@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from indexshare.eval import plots
+from indexshare.eval.bootstrap import ratio
 from indexshare.eval.forward import check_length
 from indexshare.eval.held_out import (
     DEFAULT_STRETCH,
@@ -28,6 +29,7 @@ from indexshare.eval.prices import (
 )
 from indexshare.eval.subject import Subject
 from indexshare.eval.suites.base import (
+    Comparison,
     Pairs,
     Panel,
     Stage,
@@ -106,7 +108,8 @@ class HeldOutSuite(Suite[HeldOutFigures]):
         bits = report.held_out
         comparisons = {"below_xz": bits.below_xz, "price_of_sparsity": bits.price_of_sparsity}
         prices = {} if report.prices is None else {"prices": asdict(report.prices)}
-        return asdict(bits) | comparisons | prices
+        plain = {name: value for name, value in asdict(bits).items() if name != "by_file"}
+        return plain | comparisons | prices
 
     def pictures(self, report: HeldOutFigures) -> Sequence[Sequence[Panel]]:
         """Bits by position; bits and prices by length."""
@@ -116,6 +119,19 @@ class HeldOutSuite(Suite[HeldOutFigures]):
         if (prices := report.prices) is not None:
             rows.append([lambda axes: _draw_bits(axes, prices), lambda axes: _draw_prices(axes, prices)])
         return rows
+
+    def compare(self, names: Sequence[str], reports: Sequence[HeldOutFigures]) -> Comparison:
+        """Bits of the same files, each model against the first one; nothing where the files differ."""
+        first, rows, facts = reports[0].held_out.by_file, list[list[str]](), list[dict[str, Any]]()
+        for name, report in zip(names[1:], reports[1:], strict=True):
+            own = report.held_out.by_file
+            if [file[:2] for file in own] != [file[:2] for file in first]:
+                continue
+            more = ratio([bits for *_, bits in own], [bits for *_, bits in first]).changed(1, -1)
+            rows.append([f"{name} against {names[0]}", figure(more, "+.2%")])
+            facts.append({"model": name, "less": names[0], "more_bits": more.value, "interval": more.interval})
+        title = f"more bits of the same {plural(len(first), 'file')}"
+        return Comparison([Table(title, ("", "with 95 % interval over files"), rows)] if rows else (), facts)
 
 
 def _bits_table(model: str, report: HeldOutReport) -> Pairs:

@@ -23,7 +23,7 @@ def register(suite: Suite[Any]) -> None:
     Raises:
         ValueError: the name is taken or not fit for a list, or it reads a setting that does not exist.
     """
-    if suite.name in (*_SUITES, "all") or not suite.name or set(suite.name) & set(", "):
+    if suite.name in (*_SUITES, *_groups(), "all") or not suite.name or set(suite.name) & set(", "):
         raise ValueError(f"a suite is called {suite.name!r}; expected a free name without commas and spaces")
     unknown = suite.reads - {field.name for field in fields(SuiteSettings)}
     if unknown:
@@ -42,17 +42,28 @@ def suite_names() -> tuple[str, ...]:
 
 
 def choose_suites(text: str) -> tuple[Suite[Any], ...]:
-    """The suites of a comma-separated list (`all` for every one), each once, in the order of the registry.
+    """The suites of a comma-separated list of names and groups (`all` for every one), each once, in their own order.
 
     Raises:
         ValueError: an unknown name.
     """
-    names = [name.strip() for name in text.split(",")]
-    unknown = [name for name in names if name not in (*_SUITES, "all")]
+    names = {name.strip() for name in text.split(",")}
+    unknown = sorted(names - {*_SUITES, *_groups(), "all"})
     if unknown:
-        known = ", ".join(_SUITES)
+        known = ", ".join(
+            [*_SUITES, *(f"{group} (all {len(members)} of them)" for group, members in _groups().items())]
+        )
         raise ValueError(f"--suite has {unknown[0]!r}; expected some of {known}, separated by commas, or all")
-    return tuple(suite for name, suite in _SUITES.items() if name in names or "all" in names)
+    return tuple(suite for suite in _SUITES.values() if names & {suite.name, suite.group, "all"})
+
+
+def _groups() -> dict[str, list[str]]:
+    """The names of suites that have another name in common, by that name."""
+    found: dict[str, list[str]] = {}
+    for suite in _SUITES.values():
+        if suite.group:
+            found.setdefault(suite.group, []).append(suite.name)
+    return found
 
 
 def check_settings(suites: Sequence[Suite[Any]], settings: SuiteSettings) -> None:

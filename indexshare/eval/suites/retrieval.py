@@ -7,9 +7,10 @@ from dataclasses import asdict
 from typing import Any
 
 from indexshare.eval.forward import check_attention, check_length
+from indexshare.eval.paired import paired
 from indexshare.eval.retrieval import DEFAULT_LENGTHS, RetrievalReport, default_lengths, evaluate_retrieval
 from indexshare.eval.subject import Subject
-from indexshare.eval.suites.base import Pairs, Panel, Stage, Suite, SuiteSettings, Table, figure
+from indexshare.eval.suites.base import Comparison, Pairs, Panel, Stage, Suite, SuiteSettings, Table, figure, points
 
 
 class RetrievalSuite(Suite[RetrievalReport]):
@@ -81,11 +82,36 @@ class RetrievalSuite(Suite[RetrievalReport]):
             ]
             for name in report.attention
         }
-        return {self.name: asdict(report) | {"accuracy": accuracy}}
+        plain = {name: value for name, value in asdict(report).items() if name not in ("by_text", "texts")}
+        return {self.name: plain | {"accuracy": accuracy}}
 
     def pictures(self, report: RetrievalReport) -> Sequence[Sequence[Panel]]:
         """A heatmap of depth by length for each kind of attention."""
         return [[lambda axes, name=name: _draw_answers(axes, report, name) for name in report.attention]]  # type: ignore[misc]
+
+    def compare(self, names: Sequence[str], reports: Sequence[RetrievalReport]) -> Comparison:
+        """Exact answers about the same texts, each model against the first one; nothing where the texts differ."""
+        tables, facts, first = list[Table](), list[dict[str, Any]](), reports[0]
+        for name, report in zip(names[1:], reports[1:], strict=True):
+            if (report.texts, report.attention) != (first.texts, first.attention):
+                continue
+            found = {
+                kind: [paired(*rows) for rows in zip(report.by_text[kind], first.by_text[kind], strict=True)]
+                for kind in report.attention
+            }
+            rows = [
+                [f"{length:,}", *(points(found[kind][n]) for kind in found)] for n, length in enumerate(report.lengths)
+            ]
+            title = (
+                f"{self.name}: {name} less {names[0]}, points with 95 % intervals of pairs of texts (* leaves out 0)"
+            )
+            tables.append(Table(title, ("length", *found), rows))
+            by_length = [
+                {"length": length} | {kind: found[kind][n].to_dict() for kind in found}
+                for n, length in enumerate(report.lengths)
+            ]
+            facts.append({"model": name, "less": names[0], "lengths": by_length})
+        return Comparison(tables, facts)
 
 
 def _draw_answers(axes: Any, report: RetrievalReport, attention: str) -> None:

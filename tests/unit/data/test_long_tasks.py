@@ -71,3 +71,21 @@ def test_a_length_without_room_and_an_unknown_task() -> None:
         fit_item(long_task("qa"), seed=0, index=0, length=40, count=words)
     with pytest.raises(ValueError, match="did you mean 'multi-key'"):
         long_task("multikey")
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_more_units_are_a_longer_text_however_many(name: str) -> None:
+    """A million tokens take 10,000 to 200,000 of them: there must be names for all, or longer documents."""
+    units = 90_000 if name == "common-words" else 20_000
+    sizes = [len(long_task(name).make(random.Random(0), n).context) for n in (units, 2 * units)]
+    assert sizes[1] > 1.7 * sizes[0]
+
+
+@pytest.mark.parametrize("size", [40, 100, 450, 700, 5000])
+def test_common_words_stand_among_rarer_ones(size: int) -> None:
+    item = long_task("common-words").make(random.Random(0), size)
+    listed = re.findall(r"\d+\. (\w+)", item.context)
+    counts = {word: listed.count(word) for word in listed}
+    others = [count for word, count in counts.items() if word not in item.answers]
+    assert others and max(others) * 2 <= min(counts[word] for word in item.answers)
+    assert 0.9 * size <= len(listed) <= size

@@ -8,7 +8,7 @@ import pytest
 
 from indexshare.checkpoint.load import save_model
 from indexshare.cli import main
-from indexshare.cli.evaluate import parse_lengths
+from indexshare.cli.suite_options import parse_lengths
 from indexshare.config import preset
 from indexshare.eval import plots
 from indexshare.eval.suites.draft import DraftSuite

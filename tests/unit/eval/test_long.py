@@ -3,15 +3,20 @@
 import dataclasses
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from indexshare.checkpoint.load import save_model
 from indexshare.cli import main
-from indexshare.data.long_tasks import long_task, long_tasks
+from indexshare.config import preset
+from indexshare.data.long_tasks import long_task, long_tasks, read_answer
 from indexshare.engine.llm import LLM
-from indexshare.eval.long import evaluate_long, first_line, mean_score
+from indexshare.eval.asking import ModelAsker
+from indexshare.eval.long import Asking, evaluate_long, mean_score
 from indexshare.eval.suites.registry import suite_names
+from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
 from tests.unit.eval.fakes import FakeModel
 
@@ -35,8 +40,9 @@ def test_scores_are_those_of_the_answers(
     seen = list[tuple[int, int]]()
     model = FakeModel(task_tokenizer)
     report = evaluate_long(
-        model, task_tokenizer, task, lengths=(600, 1200), samples=2, progress=lambda *both: seen.append(both)
-    )
+        ModelAsker("fake", model, task_tokenizer), task, Asking(lengths=(600, 1200), samples=2),
+        progress=lambda *both: seen.append(both),
+    )  # fmt: skip
     assert report.scores == ((right, right), (right, right))
     assert all(size <= length - task.answer_tokens for length, row in zip(report.lengths, report.tokens, strict=True)
                for size in row)  # fmt: skip
@@ -58,7 +64,8 @@ def test_intervals_cover() -> None:
 
 
 def test_what_counts_of_an_answer() -> None:
-    assert first_line(" \n 42.\nQuestion: more") == "42."
+    assert read_answer(" \n 42.\nQuestion: more", "base") == "42."
+    assert read_answer("41? </think>\nIt is\n42.\n", "chat") == "It is\n42."
 
 
 def test_every_task_is_a_suite(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,4 +83,41 @@ def test_a_length_without_room_is_refused_before_the_work(capsys: pytest.Capture
 
 def test_too_few_samples() -> None:
     with pytest.raises(ValueError, match="--samples is 0"):
-        evaluate_long(None, None, long_task("qa"), lengths=(64,), samples=0)  # type: ignore[arg-type]
+        Asking(lengths=(64,), samples=0)
+
+
+def test_chat_form_by_the_template_of_the_directory(
+    task_tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = preset("tiny").replace(vocab_size=task_tokenizer.vocab_size, dtype="float32")
+    save_model(GlmMoeDsa(config).initialise(0), tmp_path)
+    task_tokenizer.save(tmp_path)
+    template = "<|user|>{{ messages[0].content }}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    (tmp_path / "chat_template.jinja").write_text(template)
+    prompts, generate = list[list[int]](), LLM.generate
+
+    def listen(self: LLM, given: list[list[int]], *arguments: Any, **settings: Any) -> Any:
+        prompts.extend(given)
+        return generate(self, given, *arguments, **settings)
+
+    monkeypatch.setattr(LLM, "generate", listen)
+    command = [
+        "eval",
+        str(tmp_path),
+        "--suite",
+        "qa,multi-key",
+        "--form",
+        "chat",
+        "--lengths",
+        "1200",
+        "--samples",
+        "3",
+    ]
+    assert main([*command, "--parallel", "2", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["qa"]["form"] == "chat" and len(prompts) == 6
+    ends = task_tokenizer.id_of("<|user|>"), task_tokenizer.id_of("<|assistant|>")
+    assert all((ids[0], ids[-1]) == ends and len(ids) <= 1200 - 24 - 96 for ids in prompts)
+    assert [size for task in ("multi-key", "qa") for size in facts[task]["lengths"][0]["prompt_tokens"]] == [
+        len(ids) for ids in prompts
+    ]
