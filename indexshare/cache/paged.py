@@ -82,7 +82,7 @@ class PagedCache:
         kept, count = codec.stored
         try:
             return Pool(torch.empty(self._slots, count, dtype=kept, device=self.device), codec)
-        except RuntimeError as error:
+        except (RuntimeError, TypeError) as error:  # TypeError: beyond the numbers that torch counts with
             raise ValueError(
                 f"cannot reserve a cache of {self._slots} tokens on {self.device}: "
                 f"{str(error).splitlines()[0]}; make the cache smaller"

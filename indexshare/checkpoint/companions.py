@@ -58,8 +58,8 @@ def to_save(config: ModelConfig, companions: Mapping[str, bytes], tokenizer_dir:
 
 
 def as_json(data: dict[str, Any]) -> bytes:
-    """An object as the files of a checkpoint spell it."""
-    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode("utf-8")
+    """An object as the files of a checkpoint spell it; half a character, which UTF-8 cannot hold, stays an escape."""
+    return (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def _generation_config(config: ModelConfig) -> dict[str, Any]:

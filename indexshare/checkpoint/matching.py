@@ -9,10 +9,11 @@ import torch
 from indexshare.checkpoint import names
 from indexshare.checkpoint.names import SCALE_SUFFIX, TensorSpec
 from indexshare.checkpoint.tensor_files import StoredTensor
+from indexshare.config.arguments import shown
 from indexshare.config.model import ModelConfig
 from indexshare.ops.quant import BLOCK, FP8, block_grid
 
-_SHOWN = 8  # names per complaint; a wrong config would list tens of thousands
+_SHOWN, _LONGEST = 8, 120  # names per complaint, and characters of one; a wrong config would list tens of thousands
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -49,10 +50,12 @@ def scale_block(config: ModelConfig) -> tuple[int, int]:
         return BLOCK
     method, fmt = quantization.get("quant_method"), quantization.get("fmt", "e4m3")
     if method != "fp8" or fmt not in ("e4m3", "float8_e4m3fn"):
-        raise ValueError(f"quantization {method!r} ({fmt}) is not implemented; expected unquantized or fp8 e4m3 blocks")
+        raise ValueError(
+            f"quantization {shown(method)} ({shown(fmt)}) is not implemented; expected unquantized or fp8 e4m3 blocks"
+        )
     block = quantization.get("weight_block_size") or BLOCK
     if not isinstance(block, list | tuple) or len(block) != 2 or not all(type(n) is int and n > 0 for n in block):
-        raise ValueError(f"weight_block_size is {block!r}; expected two positive sizes, as [128, 128]")
+        raise ValueError(f"weight_block_size is {shown(block)}; expected two positive sizes, as [128, 128]")
     return block[0], block[1]
 
 
@@ -121,8 +124,9 @@ def _hints(config: ModelConfig, on_disk: ModelConfig, missing: list[str], surplu
 def _with_nearest(surplus: list[str], missing: list[str]) -> list[str]:
     described = []
     for name in surplus[:_SHOWN]:
-        near = difflib.get_close_matches(name, missing[:2000], n=1, cutoff=0.8)
-        described.append(f"{name} (did you mean {near[0]}?)" if near else name)
+        plain = name if name.isprintable() and len(name) <= _LONGEST else shown(name)
+        near = difflib.get_close_matches(name[:_LONGEST], missing[:2000], n=1, cutoff=0.8)
+        described.append(f"{plain} (did you mean {near[0]}?)" if near else plain)
     return described + surplus[_SHOWN:]
 
 

@@ -28,7 +28,7 @@ Names = dict[str, "TensorSpec"]
 SCALE_SUFFIX = "_scale_inv"  # appended to the name of a block-FP8 weight
 
 _IGNORED = re.compile(r"(^|\.)rotary_emb\.inv_freq$")
-_INDEXER = re.compile(rf"^model\.layers\.(\d+)\.{re.escape(INDEXER)}")
+_INDEXER = re.compile(rf"^model\.layers\.(\d{{1,9}})\.{re.escape(INDEXER)}")
 _PRIVATE = {"shared_head.head.weight": "lm_head.weight", "embed_tokens.weight": "model.embed_tokens.weight"}
 # Where our name of a tensor is not the public one without `model.`.
 _PUBLIC_GLUE = {"shared_head_norm.weight": "shared_head.norm.weight"}

@@ -9,6 +9,7 @@ tensor.
 import json
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO
 import torch
 
 from indexshare.checkpoint.values import narrowed
+from indexshare.config.arguments import shown
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -29,6 +31,8 @@ DTYPES: dict[str, torch.dtype] = {
 }  # fmt: skip
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_LONGEST_NAME = 255  # bytes of a file's name
+_MAX_SIZE, _MAX_DIMENSIONS = 2**63 - 1, 64  # of torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +48,23 @@ class StoredTensor:
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    if len(set(names)) != len(names):
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"{twice[0]!r} appears twice")
-    return dict(pairs)
+    data = dict(pairs)
+    if len(data) != len(pairs):
+        twice = min(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"{shown(twice)} appears twice")
+    return data
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
 
 
 def _load_json(text: bytes, what: str) -> dict[str, Any]:
+    """An object as the safetensors library takes it: UTF-8, strict JSON, every name once."""
     try:
-        data = json.loads(text, object_pairs_hook=_unique_pairs)
+        data = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_no_number)
+        if b"\\u" in text:  # an escape may stand for half a character, which no text can hold
+            json.dumps(data, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{what} is damaged: {error}") from None
     if not isinstance(data, dict):
@@ -61,20 +72,32 @@ def _load_json(text: bytes, what: str) -> dict[str, Any]:
     return data
 
 
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(n) is int and 0 <= n <= _MAX_SIZE for n in values)
+
+
+def _can_be_counted(shape: list[int]) -> bool:
+    """Whether torch can say how many elements such a tensor has, were its zeros ones."""
+    return len(shape) <= _MAX_DIMENSIONS and math.prod(n for n in shape if n) <= _MAX_SIZE
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, dict) and all(isinstance(value, str) for value in values.values())
+
+
 def _stored(name: str, entry: Any, file: Path, data_start: int) -> StoredTensor:
     """One header entry, checked on its own."""
-    where = f"{file}: the header entry of {name!r}"
+    where = f"{file}: the header entry of {shown(name)}"
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise ValueError(f"{where} lacks dtype, shape or data_offsets")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(code, str) or code not in DTYPES:
-        raise ValueError(f"{where} has dtype {code!r}; this package reads {', '.join(DTYPES)}")
-    numbers = [shape, offsets]
-    if not all(isinstance(part, list) and all(type(n) is int and n >= 0 for n in part) for part in numbers):
-        raise ValueError(f"{where} has shape {shape!r} and data_offsets {offsets!r}; expected lists of sizes")
+        raise ValueError(f"{where} has dtype {shown(code)}; this package reads {', '.join(DTYPES)}")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or not _can_be_counted(shape):
+        raise ValueError(f"{where} has shape {shown(shape)} and data_offsets {shown(offsets)}; expected lists of sizes")
     expected = math.prod(shape) * DTYPES[code].itemsize
     if len(offsets) != 2 or offsets[1] - offsets[0] != expected:
-        raise ValueError(f"{where} spans bytes {offsets}, but {code} {shape} takes {expected} bytes")
+        raise ValueError(f"{where} spans bytes {shown(offsets)}, but {code} {shown(shape)} takes {expected} bytes")
     begin, end = offsets
     return StoredTensor(
         name=name,
@@ -99,12 +122,14 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         if len(start) < 8 or length > min(size - 8, _MAX_HEADER_BYTES):
             raise ValueError(f"{file} is truncated or not a safetensors file ({size} bytes); fetch it again")
         header = _load_json(stream.read(length), f"the header of {file}")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
+    if metadata is not None and not _are_texts(metadata):
+        raise ValueError(f"the header of {file} is damaged: __metadata__ is {shown(metadata)}; expected texts by name")
     tensors = {name: _stored(name, entry, file, 8 + length) for name, entry in header.items()}
     position = 8 + length
     for tensor in sorted(tensors.values(), key=lambda t: (t.begin, t.end)):
         if tensor.begin != position:
-            raise ValueError(f"{file}: {tensor.name!r} starts at byte {tensor.begin}, expected {position}")
+            raise ValueError(f"{file}: {shown(tensor.name)} starts at byte {tensor.begin}, expected {position}")
         position = tensor.end
     if size != position:
         problem = "truncated" if size < position else "too long"
@@ -114,11 +139,11 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 
 def _read_index(file: Path) -> dict[str, str]:
     weight_map = _load_json(file.read_bytes(), str(file)).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+    if not weight_map or not _are_texts(weight_map):
         raise ValueError(f"{file} has no weight_map from tensor names to file names")
     for shard in weight_map.values():
-        if Path(shard).name != shard:
-            raise ValueError(f"{file} names the shard {shard!r}; expected a file name in the same directory")
+        if Path(shard).name != shard or not shard.isprintable() or len(shard.encode()) > _LONGEST_NAME:
+            raise ValueError(f"{file} names the shard {shown(shard)}; expected a file name in the same directory")
     return weight_map
 
 
@@ -128,8 +153,8 @@ def _sharded(directory: Path) -> dict[str, StoredTensor]:
     shards = sorted(set(weight_map.values()))
     absent = [shard for shard in shards if not (directory / shard).is_file()]
     if absent:
-        shown = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
-        raise ValueError(f"{index} names {len(absent)} of {len(shards)} shards that do not exist: {shown}")
+        names = ", ".join(absent[:5]) + (f" and {len(absent) - 5} more" if len(absent) > 5 else "")
+        raise ValueError(f"{index} names {len(absent)} of {len(shards)} shards that do not exist: {names}")
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:
         for name, stored in read_header(directory / shard).items():

@@ -65,3 +65,9 @@ def _plain_float(value: Any) -> float | None:
 def _is_boolean(value: Any) -> bool:
     """Whether this is True or False, of Python, numpy or torch (told by the name of its type or dtype)."""
     return isinstance(value, bool) or "bool" in type(value).__name__ or "bool" in str(getattr(value, "dtype", ""))
+
+
+def shown(value: Any) -> str:
+    """A value as errors show it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 120 else text[:117] + "..."

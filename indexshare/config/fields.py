@@ -7,6 +7,7 @@ and written as JSON afterwards. No torch.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import numbers
 import types
@@ -14,6 +15,8 @@ import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from indexshare.config.arguments import shown
 
 
 class _Unfit(Exception):
@@ -32,16 +35,17 @@ def check_fields(record: Any, where: str = "") -> None:
     Raises:
         ValueError: a field is of another type; the text names it, its value, and what was expected.
     """
-    for name, kind in _hints(type(record)).items():
+    for name, kind in _hints(record.__class__).items():
         value = getattr(record, name)
         try:
             fitted = _fit(value, kind)
         except _Unfit:
             hint = "; leave out the quotes" if isinstance(value, str) and _is_number(value) else ""
-            raise ValueError(f"{where}{name} is {value!r}; expected {_describe(kind)}{hint}") from None
+            raise ValueError(f"{where}{name} is {shown(value)}; expected {_describe(kind)}{hint}") from None
         object.__setattr__(record, name, fitted)
 
 
+@functools.cache  # annotations are compiled anew each time they are asked for
 def _hints(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}

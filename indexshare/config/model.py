@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from indexshare.config.arguments import plain_integer
+from indexshare.config.arguments import plain_integer, shown
 from indexshare.config.fields import check_fields
 from indexshare.config.public import (
     ARCHITECTURES,
@@ -23,7 +23,6 @@ from indexshare.config.public import (
     SCHEDULE,
     from_public,
     schedule,
-    shown,
 )
 from indexshare.config.rope import RopeParameters
 from indexshare.config.share_plan import SharePlan

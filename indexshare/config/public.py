@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from indexshare.config.arguments import shown
 from indexshare.config.generation import GENERATION_KEYS
 from indexshare.config.rope import RopeParameters
 from indexshare.config.share_plan import SharePlan
@@ -87,7 +88,7 @@ def from_public(data: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
     _check_types(data)
     model_type = data.get("model_type")
     if model_type not in ARCHITECTURES:
-        said = "missing" if model_type is None else repr(model_type)
+        said = "missing" if model_type is None else shown(model_type)
         raise ValueError(f"model_type is {said}; this package implements {sorted(ARCHITECTURES)}")
     _refuse_unknown(data, defaults)
     values = dict(defaults) | _DEFAULTS[model_type]
@@ -155,7 +156,7 @@ def _check_derived(data: dict[str, Any], values: dict[str, Any]) -> None:
             raise ValueError(f"{key} is {data[key]}, but {why} is {expected}")
     for layer, kind in enumerate(data.get("layer_types") or ()):
         if kind not in _LAYER_TYPES:
-            raise ValueError(f"layer {layer} of layer_types is {kind!r}; expected one of {sorted(_LAYER_TYPES)}")
+            raise ValueError(f"layer {layer} of layer_types is {shown(kind)}; expected one of {sorted(_LAYER_TYPES)}")
 
 
 def _check_types(data: dict[str, Any]) -> None:
@@ -203,12 +204,6 @@ def _is_list_of_words(value: Any) -> bool:
 def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
     """Whether it is one of the values, a number being no truth value."""
     return any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed)
-
-
-def shown(value: Any) -> str:
-    """A value as errors show it, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 120 else text[:117] + "..."
 
 
 def _refuse_unknown(data: dict[str, Any], own: Iterable[str]) -> None:

@@ -7,6 +7,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
+from indexshare.config.arguments import shown
+
 _LARGEST = 3e38  # float32 tables
 _POSITIVE = {"factor": (1.0, _LARGEST), "beta_fast": (1e-3, 1e6), "beta_slow": (1e-3, 1e6)}
 _SCALES = {"mscale": (0.0, 1e6), "mscale_all_dim": (0.0, 1e6), "attention_factor": (1e-6, 1e6)}
@@ -74,7 +76,7 @@ class RopeParameters:
         place, theta = next(iter(bases.items()))
         for other, base in bases.items():
             if base != theta:
-                raise ValueError(f"rope_theta is {theta!r} in {place}, but {base!r} in {other}; keep one")
+                raise ValueError(f"rope_theta is {shown(theta)} in {place}, but {shown(base)} in {other}; keep one")
         read = {place: cls._read(place, settings, theta, context) for place, settings in places.items() if settings}
         new, old = read.get("rope_parameters"), read.get("rope_scaling")
         if new is None or old is None:
@@ -94,19 +96,35 @@ class RopeParameters:
         said = {key: value for key, value in settings.items() if value is not None}
         kind = said.pop("rope_type", said.get("type", "default"))
         if said.pop("type", kind) != kind:
-            raise ValueError(f"rope_type is {kind!r} in {place}, but its type is {settings['type']!r}; keep one")
+            raise ValueError(
+                f"rope_type is {shown(kind)} in {place}, but its type is {shown(settings.get('type'))}; keep one"
+            )
         for key, neutral in (("partial_rotary_factor", 1), ("truncate", True)):
             value = said.pop(key, neutral)
             if value != neutral or isinstance(value, bool) != isinstance(neutral, bool):
-                raise ValueError(f"{key} in {place} is {value!r}, which is not implemented; expected {neutral!r}")
+                raise ValueError(f"{key} in {place} is {shown(value)}, which is not implemented; expected {neutral!r}")
         unknown = sorted(set(said) - set(cls.__dataclass_fields__))
         if unknown:
-            raise ValueError(f"unknown key {unknown[0]!r} in {place}; known are {sorted(cls.__dataclass_fields__)}")
+            raise ValueError(
+                f"unknown key {shown(unknown[0])} in {place}; known are {sorted(cls.__dataclass_fields__)}"
+            )
+        if kind == "default":
+            cls._refuse_scaling(place, said)
         if kind == "yarn":
             if "factor" not in said:
                 raise ValueError(f"{place} is of type 'yarn' without a factor; give it, as 40 for DeepSeek-V3.2")
             said.setdefault("original_max_position_embeddings", context)
         return cls(**(said | {"rope_theta": theta, "rope_type": kind}))
+
+    @staticmethod
+    def _refuse_scaling(place: str, said: dict[str, Any]) -> None:
+        """Settings of a scaling without its type would be ignored, and gone when the model is saved."""
+        for key, value in said.items():
+            if key != "rope_theta" and not (key == "factor" and value == 1):
+                raise ValueError(
+                    f"{key} in {place} is {shown(value)}, but its rope_type is 'default', which has no such setting; "
+                    "say rope_type 'yarn', or remove it"
+                )
 
     def to_public(self) -> dict[str, Any]:
         """The `rope_parameters` object of `config.json`."""

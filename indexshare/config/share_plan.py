@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from indexshare.config.arguments import plain_integer
+from indexshare.config.arguments import plain_integer, shown
 
 FULL = "full"
 SHARED = "shared"
@@ -37,7 +37,7 @@ class SharePlan:
             raise ValueError("a share plan needs at least one layer, got none")
         for layer, kind in enumerate(self.types):
             if kind not in (FULL, SHARED):
-                raise ValueError(f"layer {layer} of the share plan is {kind!r}; expected 'full' or 'shared'")
+                raise ValueError(f"layer {layer} of the share plan is {shown(kind)}; expected 'full' or 'shared'")
         if self.types[0] != FULL:
             raise ValueError(
                 "layer 0 of the share plan is 'shared', but there is no earlier selection to reuse; make it 'full'"
@@ -49,7 +49,9 @@ class SharePlan:
         kinds = []
         for layer, letter in enumerate(pattern):
             if not isinstance(letter, str) or letter not in (*_LETTERS, FULL, SHARED):
-                raise ValueError(f"position {layer} of the pattern {pattern!r} is {letter!r}; expected F or S")
+                raise ValueError(
+                    f"position {layer} of the pattern {shown(pattern)} is {shown(letter)}; expected F or S"
+                )
             kinds.append(_LETTERS.get(letter, letter))
         return cls(tuple(kinds))
 
@@ -62,7 +64,7 @@ class SharePlan:
         for name, value, least in (("layers", layers, 1), ("every", every, 1), ("offset", offset, 0)):
             if (number := plain_integer(value)) is None or number < least:
                 raise ValueError(
-                    f"{name} of a uniform share plan is {value!r}; expected an integer of at least {least}"
+                    f"{name} of a uniform share plan is {shown(value)}; expected an integer of at least {least}"
                 )
         return cls(tuple(FULL if max(layer - offset + 1, 0) % every == 0 else SHARED for layer in range(layers)))
 

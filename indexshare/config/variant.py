@@ -13,6 +13,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from indexshare.config.arguments import shown
 from indexshare.config.fields import check_fields
 
 KEY = "indexshare"  # in config.json
@@ -76,7 +77,7 @@ class Variant:
         chosen = {}
         for part, settings in _an_object(data, KEY).items():
             if part not in parts:
-                raise ValueError(f"unknown key {part!r} in {KEY!r}{_nearest(part, parts)}")
+                raise ValueError(f"unknown key {shown(part)} in {KEY!r}{_nearest(part, parts)}")
             chosen[part] = _kind(part, _an_object(settings, f"{part!r} in {KEY!r}"))
         return cls(**chosen)
 
@@ -113,12 +114,12 @@ def _kind(part: str, settings: dict[str, Any]) -> Kind:
     settings, known = dict(settings), _KINDS[part]
     name = settings.pop("kind", None)
     if not isinstance(name, str) or name not in known:
-        said = "missing" if name is None else repr(name)
+        said = "missing" if name is None else shown(name)
         raise ValueError(f"the kind of {part!r} in {KEY!r} is {said}{_nearest(str(name), list(known))}")
     fields = {item.name: item for item in dataclasses.fields(known[name])}
     for key in settings:
         if key not in fields:
-            raise ValueError(f"unknown key {key!r} in {part} {name!r}{_nearest(key, [*fields])}")
+            raise ValueError(f"unknown key {shown(key)} in {part} {name!r}{_nearest(key, [*fields])}")
     lacking = [key for key, item in fields.items() if key not in settings and item.default is dataclasses.MISSING]
     if lacking:
         raise ValueError(f"{part} {name!r} in {KEY!r} lacks {', '.join(lacking)}")
@@ -127,7 +128,7 @@ def _kind(part: str, settings: dict[str, Any]) -> Kind:
 
 def _an_object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{name} is {value!r}; expected a JSON object")
+        raise ValueError(f"{name} is {shown(value)}; expected a JSON object")
     return value
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from indexshare.text.tokenizer_file import FLAGS, json_object
+from indexshare.text.tokenizer_file import FLAGS, json_object, shown
 
 CONFIG_FILE = "tokenizer_config.json"
 MAP_FILE = "special_tokens_map.json"
@@ -46,7 +46,7 @@ def read_named_tokens(directory: Path) -> NamedTokens:
             tokens[name] = said | {"source": CONFIG_FILE}
     else:
         for name, i in _read(directory / ADDED_FILE).items():
-            tokens[name] = {"id": _number(i, f"the id of {name!r} in {ADDED_FILE}"), "source": ADDED_FILE}
+            tokens[name] = {"id": _number(i, f"the id of {shown(name)} in {ADDED_FILE}"), "source": ADDED_FILE}
         config = config | _read(directory / MAP_FILE)
     for name, said in _special(config):
         tokens[name] = {"source": CONFIG_FILE} | said | tokens.get(name, {}) | {"used": True}
@@ -69,9 +69,10 @@ def _decoder(listed: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         raise ValueError(f"added_tokens_decoder in {CONFIG_FILE} is a {type(listed).__name__}; expected an object")
     for key, said in listed.items():
         if not isinstance(said, dict):
-            raise ValueError(f"the token {key} in added_tokens_decoder is {said!r}; expected an object")
+            raise ValueError(f"the token {shown(key)} in added_tokens_decoder is {shown(said)}; expected an object")
         number = int(key) if key.isascii() and key.isdecimal() and len(key) < 11 else None
-        yield _content(said, f"the token {key} in added_tokens_decoder"), said | {"id": _number(number, key)}
+        name = _content(said, f"the token {shown(key)} in added_tokens_decoder")
+        yield name, _flags(said) | {"id": _number(number, shown(key))}
 
 
 def _special(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -82,22 +83,25 @@ def _special(config: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
             listed = [value] if value else ()
         elif key in _LISTS and value:
             if not isinstance(value, list | dict):
-                raise ValueError(f"{key} in {CONFIG_FILE} is {value!r}; expected a list of tokens")
+                raise ValueError(f"{key} in {CONFIG_FILE} is {shown(value)}; expected a list of tokens")
             listed = value.values() if isinstance(value, dict) else value
         for token in listed:
-            flags = {flag: token[flag] for flag in FLAGS if flag in token} if isinstance(token, dict) else {}
-            yield _content(token, key), flags
+            yield _content(token, key), _flags(token) if isinstance(token, dict) else {}
+
+
+def _flags(token: Mapping[str, Any]) -> dict[str, Any]:
+    return {flag: token[flag] for flag in FLAGS if flag in token}
 
 
 def _content(token: Any, what: str) -> str:
     """A token's text, given as it is or in an object with its flags."""
     name = token.get("content") if isinstance(token, dict) else token
     if not isinstance(name, str) or not name:
-        raise ValueError(f"{what} in {CONFIG_FILE} is {token!r}; expected a text, or an object with its content")
+        raise ValueError(f"{what} in {CONFIG_FILE} is {shown(token)}; expected a text, or an object with its content")
     return name
 
 
 def _number(value: Any, what: str) -> int:
     if type(value) is not int or value < 0:
-        raise ValueError(f"{what} is {value!r}; expected a token's id")
+        raise ValueError(f"{what} is {shown(value)}; expected a token's id")
     return value

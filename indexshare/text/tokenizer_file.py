@@ -50,10 +50,8 @@ class TokenizerFile:
 def byte_of_character() -> dict[str, int]:
     """The printable stand-ins that byte-level BPE vocabularies use for the 256 bytes (the GPT-2 table)."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    table = {chr(b): b for b in plain}
-    for shift, byte in enumerate(b for b in range(256) if b not in set(plain)):
-        table[chr(256 + shift)] = byte
-    return table
+    others = sorted({*range(256)} - {*plain})
+    return {chr(b): b for b in plain} | {chr(256 + shift): byte for shift, byte in enumerate(others)}
 
 
 def read_tokenizer(text: str, tokens: Mapping[str, Mapping[str, Any]] | None = None) -> TokenizerFile:
@@ -83,7 +81,7 @@ def read_tokenizer(text: str, tokens: Mapping[str, Mapping[str, Any]] | None = N
     numbers = rust.get_vocab(with_added_tokens=True)
     if numbers.keys() != ids.keys():
         lost = min(numbers.keys() ^ ids.keys())
-        raise ValueError(f"the entry {lost!r} is not read as it is written; the file is damaged")
+        raise ValueError(f"the entry {shown(lost)} is not read as it is written; the file is damaged")
     return TokenizerFile(
         rust=rust,
         ids=ids,
@@ -111,11 +109,12 @@ def json_object(text: str, what: str) -> dict[str, Any]:
 def _object(data: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = data.get(key)
     if not isinstance(value, dict):
-        raise ValueError(f"{key} is {_shown(value)}; expected an object")
+        raise ValueError(f"{key} is {shown(value)}; expected an object")
     return value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A value as errors show it, cut where it is long."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -124,10 +123,10 @@ def _kind(data: dict[str, Any], model: dict[str, Any]) -> tuple[bool, int]:
     """Whether the vocabulary has byte fallback, and how many leading spaces its decoder strips."""
     kind = model.get("type", "BPE" if "merges" in model else None)  # old files leave the type out
     if kind != "BPE":
-        raise ValueError(f"a tokenizer of type {_shown(kind)} is not supported; {SUPPORTED}")
+        raise ValueError(f"a tokenizer of type {shown(kind)} is not supported; {SUPPORTED}")
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(key):
-            raise ValueError(f"{key} is {_shown(model[key])}, which is not supported; {SUPPORTED}")
+            raise ValueError(f"{key} is {shown(model[key])}, which is not supported; {SUPPORTED}")
     steps = _steps(data.get("decoder"))
     names = [step.get("type") for step in steps]
     if names == ["ByteLevel"]:
@@ -138,8 +137,8 @@ def _kind(data: dict[str, Any], model: dict[str, Any]) -> tuple[bool, int]:
         strip = steps[-1]
         if names[2:] == ["Fuse", "Strip"] and (strip.get("content"), strip.get("stop")) == (" ", 0):
             return True, _id(strip.get("start"), "start of the decoder's Strip")
-    shown = " + ".join(map(str, names)) or "missing"
-    raise ValueError(f"the decoder is {_shown(shown)}, which is not supported; {SUPPORTED}")
+    listed = " + ".join(map(str, names)) or "missing"
+    raise ValueError(f"the decoder is {shown(listed)}, which is not supported; {SUPPORTED}")
 
 
 def _steps(decoder: Any) -> list[dict[str, Any]]:
@@ -147,27 +146,32 @@ def _steps(decoder: Any) -> list[dict[str, Any]]:
     if decoder is None:
         return []
     if not isinstance(decoder, dict):
-        raise ValueError(f"decoder is {_shown(decoder)}; expected an object")
+        raise ValueError(f"decoder is {shown(decoder)}; expected an object")
     steps = decoder.get("decoders") if decoder.get("type") == "Sequence" else [decoder]
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
-        raise ValueError(f"decoders is {_shown(steps)}; expected a list of objects")
+        raise ValueError(f"decoders is {shown(steps)}; expected a list of objects")
     return steps
 
 
 def _vocab(model: dict[str, Any]) -> dict[str, int]:
     vocab = _object(model, "vocab")
     for name, i in vocab.items():
-        _id(i, f"the id of {name!r}")
+        if not _is_id(i):
+            _id(i, f"the id of {shown(name)}")
     if len(set(vocab.values())) != len(vocab):
         by_id: dict[int, str] = {}
         one, other, i = next((by_id[i], n, i) for n, i in vocab.items() if by_id.setdefault(i, n) != n)
-        raise ValueError(f"{one!r} and {other!r} have the same id {i}; the file is damaged")
+        raise ValueError(f"{shown(one)} and {shown(other)} have the same id {i}; the file is damaged")
     return vocab
 
 
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value <= _MAX_ID
+
+
 def _id(value: Any, what: str) -> int:
-    if type(value) is not int or not 0 <= value <= _MAX_ID:
-        raise ValueError(f"{what} is {_shown(value)}; expected a whole number from 0 to {_MAX_ID}")
+    if not _is_id(value):
+        raise ValueError(f"{what} is {shown(value)}; expected a whole number from 0 to {_MAX_ID}")
     return value
 
 
@@ -175,16 +179,16 @@ def _added(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The entries of `added_tokens` by name."""
     listed = data.setdefault("added_tokens", [])
     if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
-        raise ValueError(f"added_tokens is {_shown(listed)}; expected a list of objects")
+        raise ValueError(f"added_tokens is {shown(listed)}; expected a list of objects")
     found: dict[str, dict[str, Any]] = {}
     for entry in listed:
         name = entry.get("content")
         if not isinstance(name, str) or not name:
-            raise ValueError(f"the content of an added token is {_shown(name)}; expected a text that is not empty")
-        _id(entry.get("id"), f"the id of the added token {name!r}")
+            raise ValueError(f"the content of an added token is {shown(name)}; expected a text that is not empty")
+        _id(entry.get("id"), f"the id of the added token {shown(name)}")
         _check_flags(entry, name)
         if name in found:
-            raise ValueError(f"the added token {name!r} is listed twice; remove one")
+            raise ValueError(f"the added token {shown(name)} is listed twice; remove one")
         found[name] = entry
     return found
 
@@ -192,7 +196,7 @@ def _added(data: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def _check_flags(entry: Mapping[str, Any], name: str) -> None:
     for flag in FLAGS:
         if not isinstance(entry.get(flag, False), bool):
-            raise ValueError(f"{flag} of the token {name!r} is {_shown(entry[flag])}; expected true or false")
+            raise ValueError(f"{flag} of the token {shown(name)} is {shown(entry[flag])}; expected true or false")
 
 
 def _apply(tokens: Mapping[str, Mapping[str, Any]], entries: dict[str, dict[str, Any]], vocab: dict[str, int]) -> bool:
@@ -205,7 +209,7 @@ def _apply(tokens: Mapping[str, Mapping[str, Any]], entries: dict[str, dict[str,
             there = "is not in the vocabulary of tokenizer.json" if known is None else f"tokenizer.json gives {known}"
             place = f" with the id {said['id']}" if "id" in said else ""
             raise ValueError(
-                f"{said['source']} names the token {name!r}{place}, which {there}; make the two files agree"
+                f"{said['source']} names the token {shown(name)}{place}, which {there}; make the two files agree"
             )
         plain = dict.fromkeys(FLAGS, False) | {"id": known, "content": name, "special": said.get("used", False)}
         entry = entries.get(name, plain) | {flag: said[flag] for flag in FLAGS if flag in said}
@@ -220,9 +224,11 @@ def _all_ids(vocab: dict[str, int], entries: dict[str, dict[str, Any]]) -> dict[
     for name, entry in entries.items():
         i = entry["id"]
         if ids.setdefault(name, i) != i:
-            raise ValueError(f"the added token {name!r} has the id {i}, but {ids[name]} in the vocabulary; keep one")
+            raise ValueError(
+                f"the added token {shown(name)} has the id {i}, but {ids[name]} in the vocabulary; keep one"
+            )
         if names.setdefault(i, name) != name:
-            raise ValueError(f"the added token {name!r} has the id {i}, which is that of {names[i]!r}")
+            raise ValueError(f"the added token {shown(name)} has the id {i}, which is that of {shown(names[i])}")
     if not ids:
         raise ValueError("the vocabulary is empty")
     return ids
@@ -237,7 +243,7 @@ def _check_characters(vocab: dict[str, int], added: Mapping[str, Any], byte_fall
         odd = [c for c in name if c not in table]
         if odd and name not in added:
             raise ValueError(
-                f"the entry {_shown(name)} holds {odd[0]!r}, which stands for no byte in a byte-level vocabulary;"
+                f"the entry {shown(name)} holds {odd[0]!r}, which stands for no byte in a byte-level vocabulary;"
                 f" {SUPPORTED}"
             )
 
@@ -260,7 +266,7 @@ def _around(processor: Any, known: frozenset[int]) -> tuple[tuple[int, ...], tup
         before, after = _template(processor)
     elif kind != "ByteLevel":
         raise ValueError(
-            f"the post-processor is {_shown(processor)}; expected ByteLevel, TemplateProcessing, BertProcessing,"
+            f"the post-processor is {shown(processor)}; expected ByteLevel, TemplateProcessing, BertProcessing,"
             " RobertaProcessing, or a sequence of them"
         )
     unknown = sorted({*before, *after} - known)
@@ -272,7 +278,7 @@ def _around(processor: Any, known: frozenset[int]) -> tuple[tuple[int, ...], tup
 def _pair(processor: dict[str, Any], key: str) -> tuple[int, ...]:
     value = processor.get(key)
     if not isinstance(value, list) or len(value) != 2:
-        raise ValueError(f"{key} of the post-processor is {_shown(value)}; expected a token and its id")
+        raise ValueError(f"{key} of the post-processor is {shown(value)}; expected a token and its id")
     return (_id(value[1], f"{key} of the post-processor"),)
 
 
@@ -289,9 +295,9 @@ def _template(processor: dict[str, Any]) -> tuple[tuple[int, ...], tuple[int, ..
                 ids = tokens[part["SpecialToken"]["id"]]["ids"]
                 sides[-1] += [_id(i, "an id of the post-processor") for i in ids]
     except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"the template {_shown(parts)} of the post-processor is damaged") from None
+        raise ValueError(f"the template {shown(parts)} of the post-processor is damaged") from None
     if len(sides) != 2:
-        raise ValueError(f"the template {_shown(parts)} of the post-processor holds the text {len(sides) - 1} times")
+        raise ValueError(f"the template {shown(parts)} of the post-processor holds the text {len(sides) - 1} times")
     return tuple(sides[0]), tuple(sides[1])
 
 
@@ -311,4 +317,5 @@ def _load(text: str) -> RustTokenizer:
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # the library raises bare Exception, and panics as BaseException
-        raise ValueError(f"the tokenizers library refuses it: {error}") from None
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the tokenizers library refuses it: {reason:.300}") from None

@@ -265,3 +265,9 @@ def test_an_interrupt_is_a_clean_stop(run: Run, model_dir: Path, monkeypatch: py
     assert result.code == 130
     assert result.err.endswith("stopped\n")
     assert "Traceback" not in result.err
+
+
+def test_a_cache_beyond_all_numbers_is_one_line(run: Run, model_dir: Path) -> None:
+    result = run("generate", "def", "--model", model_dir, "--max-tokens", 1, "--cache-tokens", 10**20)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "make the cache smaller" in result.err

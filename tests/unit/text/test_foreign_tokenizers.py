@@ -173,6 +173,8 @@ def add_entry(name: str) -> Edit:
         (model(vocab=[]), "vocab is .*expected an object"),
         (model(merges=[["q", "qq"]]), "the tokenizers library refuses it"),
         (edited(model=None), "model is None"),
+        (edited(version="1\n0"), "Unknown tokenizer version"),
+        (edited(added_tokens=[flags(id=9, content="x" * 10**5, special=1)]), "special of the token 'xxx"),
         (edited(added_tokens={}), "added_tokens is {}"),
         (edited(added_tokens=[flags(id=2**40, content="<x>")]), "expected a whole number"),
         (edited(added_tokens=[flags(id=True, content="<x>")]), "id of the added token '<x>' is True"),
@@ -234,6 +236,14 @@ def test_what_the_configuration_says_of_tokens(added: Any, config: Any, text: st
     assert ids == theirs("a<|user|>")["input_ids"]
     assert ours.decode(ids, skip_special=True) == theirs.decode(ids, skip_special_tokens=True) == text
     assert (1 in ours.encode("a<|user|>", parse_special=False)) == (text != "a")
+
+
+def test_what_else_stands_in_a_token_says_nothing(tmp_path: Path) -> None:
+    said = {"added_tokens_decoder": {"1": flags(content="<|user|>", special=False) | {"used": "x", "source": "y"}}}
+    ours = Tokenizer.load(
+        byte_level(tmp_path, edited(added_tokens=PLAIN[:1]), USED | said | {"additional_special_tokens": []})
+    )
+    assert ours.decode(ours.encode("a<|user|>"), skip_special=True) == "a<|user|>"
 
 
 def test_the_older_files_name_the_end_too(tmp_path: Path) -> None:
