@@ -32,6 +32,7 @@ def complete(
     max_context_tokens: int | None = None,
     model_options: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
+    stats: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Complete source code at a cursor, with a source tree in the context.
@@ -49,6 +50,8 @@ def complete(
         Folder whose text files are put into the context. The file's own folder unless given.
     max_context_tokens
         Most tokens of context: 16,384, or what the model has room for, unless given.
+    stats
+        Also say what drafts were good for; those that stayed are green on a terminal.
     json
         Print one JSON object instead: the text (with -n all of them), the files in the context, and the cost.
     """
@@ -69,7 +72,7 @@ def complete(
     llm = options.load(tokenizer, cache_tokens=len(prompt) + params.max_tokens if len(each_sample) == 1 else None)
     if not json:
         described = f"{plural(len(prompt), 'token')} of context from {plural(len(packed.files), 'file')}"
-        write_each(llm, [prompt] * len(each_sample), each_sample, lambda output: described)
+        write_each(llm, [prompt] * len(each_sample), each_sample, lambda output: described, show_drafts=stats)
         return
     texts = [as_json(output, tokenizer) for output in llm.generate([prompt] * len(each_sample), each_sample)]
     made = texts[0] if len(texts) == 1 else {"completions": texts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -14,6 +14,9 @@ from indexshare.cli.prompts import JobMaker, read_prompt
 from indexshare.cli.streaming import as_json, write_each
 from indexshare.text.files import plural
 
+if TYPE_CHECKING:
+    from indexshare.engine.outputs import CompletionOutput
+
 
 def generate(
     *texts: Annotated[str, Parameter(name="prompts")],
@@ -22,6 +25,7 @@ def generate(
     out: Annotated[Path | None, Parameter(name=["--out", "-o"])] = None,
     model_options: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
+    stats: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Continue a text, printing it as it is made, then what it cost (on standard error).
@@ -39,6 +43,8 @@ def generate(
         "params" (such as {"max_tokens": 20}) and "id". A result per line, as soon as it is there.
     out
         Where the results of --prompts go; standard output unless given. A file with some of them is gone on with.
+    stats
+        Also say what drafts were good for; those that stayed are green on a terminal.
     json
         Print one JSON object with all completions instead; with --out, one that says what was done.
     """
@@ -64,7 +70,11 @@ def generate(
         ]
         print_json({"model": options.model, "completions": completions})
     else:
-        write_each(llm, inputs, params, lambda output: f"{plural(output.stats.prompt_tokens, 'token')} of prompt")
+        write_each(llm, inputs, params, _described, show_drafts=stats)
+
+
+def _described(output: CompletionOutput) -> str:
+    return f"{plural(output.stats.prompt_tokens, 'token')} of prompt"
 
 
 def _generate_lines(

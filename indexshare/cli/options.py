@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -37,6 +37,11 @@ class ModelOptions:
     cache_tokens
         Tokens that the cache holds over all prompts at a time. As many as half of the free memory has room for, or as
         are needed, unless given.
+    draft_tokens
+        Guess so many tokens ahead (0 to 15) and verify them in one step, or auto for as many as pay. Faster where
+        guesses are good; text at temperature 0 stays the same.
+    drafter
+        Who guesses: lookup (what followed the last words where they stood before), mtp (the draft layer) or both.
     threads
         CPU threads to use. All cores unless given.
     """
@@ -47,6 +52,8 @@ class ModelOptions:
     device: str = "cpu"
     full_attention_below: int = 0
     cache_tokens: int | None = None
+    draft_tokens: int | Literal["auto"] = 0
+    drafter: Literal["lookup", "mtp", "both"] = "lookup"
     threads: int | None = None
 
     def tokenizer(self) -> Tokenizer:
@@ -86,6 +93,8 @@ class ModelOptions:
             device=self.device,
             cache_tokens=cache_tokens if self.cache_tokens is None else self.cache_tokens,
             full_attention_below=self.full_attention_below,
+            draft_tokens=self.draft_tokens,
+            drafter=self.drafter,
             threads=self.threads,
         )
 

@@ -82,12 +82,15 @@ def note(text: str, *, style: str = "dim") -> None:
     console(stderr=True).print(Text(text, style=style), soft_wrap=True)
 
 
-def write(text: str) -> None:
-    """Text of the model on standard output, at once; a terminal gets no control characters.
+def write(text: str, *, style: str | None = None) -> None:
+    """Text of the model on standard output, at once; a terminal gets no control characters, and the style if any.
 
     A model may write any bytes, and escape sequences could do anything to a terminal.
     """
-    sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
+    if style is not None and sys.stdout.isatty():
+        console().print(Text(printable(text), style=style), end="", soft_wrap=True)
+    else:
+        sys.stdout.write(printable(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from indexshare.engine.params import SamplingParams
     from indexshare.text.tokenizer import Tokenizer
 
+DRAFTED = "green"  # style of accepted drafts
+
 
 class ReadingBar(AbstractContextManager["ReadingBar"]):
     """A bar on standard error while the prompt is read, gone when the first token comes; terminals only."""
@@ -50,8 +52,8 @@ class ReadingBar(AbstractContextManager["ReadingBar"]):
         self._progress.stop()
 
 
-def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> CompletionOutput:
-    """Complete one prompt, writing the text to standard output as it is made.
+def stream(llm: LLM, prompt: str | list[int], params: SamplingParams, *, show_drafts: bool = False) -> CompletionOutput:
+    """Complete one prompt, writing the text to standard output as it is made; accepted drafts in colour if wanted.
 
     Closing down on Ctrl+C leaves the terminal on a fresh line and the cache blocks free.
     """
@@ -61,7 +63,7 @@ def stream(llm: LLM, prompt: str | list[int], params: SamplingParams) -> Complet
             if chunk.text:
                 if not shown:
                     reading.stop()
-                write(chunk.text)
+                write(chunk.text, style=DRAFTED if show_drafts and chunk.drafted else None)
                 shown = chunk.text
             output = chunk.output
     assert output is not None, "the last chunk carries the output"
@@ -75,13 +77,16 @@ def write_each(
     prompts: Sequence[str | list[int]],
     params: Sequence[SamplingParams],
     describe: Callable[[CompletionOutput], str],
+    *,
+    show_drafts: bool = False,
 ) -> None:
     """Write one text as it is made, or several, numbered, when all of them are there; then what each cost.
 
-    `describe` says what the prompt was; log-probabilities are shown where they were asked for.
+    `describe` says what the prompt was; log-probabilities are shown where they were asked for, and what drafts were
+    good for if `show_drafts`.
     """
     if len(prompts) == 1:
-        outputs = [stream(llm, prompts[0], params[0])]
+        outputs = [stream(llm, prompts[0], params[0], show_drafts=show_drafts)]
     else:
         outputs = llm.generate(prompts, params, progress=console(stderr=True).is_terminal)
     for number, output in enumerate(outputs, 1):
@@ -91,6 +96,8 @@ def write_each(
         if output.logprobs is not None and llm.tokenizer is not None:
             show_logprobs(output.logprobs, llm.tokenizer)
         report_cost(output.stats, context=describe(output))
+        if show_drafts:
+            report_drafts(output.stats)
 
 
 def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
@@ -103,6 +110,24 @@ def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
         f"index passes {stats.index_passes_run:,} run, {stats.index_passes_saved:,} spared{saved}; "
         f"{stats.share_attended:.1%} of tokens attended; peak memory {size(peak_memory_bytes())}",
     ]
+
+
+def report_drafts(stats: RequestStats) -> None:
+    """What drafts were good for, on standard error: in all, and by their place in a round."""
+    if not stats.draft_rounds:
+        note("no drafts were verified (--draft-tokens sets how many there are)")
+        return
+    note(
+        f"drafts: {stats.accepted_tokens:,} of {stats.drafted_tokens:,} accepted ({stats.acceptance:.0%}) in "
+        f"{plural(stats.draft_rounds, 'round')}, {stats.accepted_length:.2f} tokens a round with the one behind them; "
+        f"{stats.draft_s:.2f} s drafting, {stats.verify_s:.2f} s verifying"
+    )
+    places = zip(stats.drafted_by_place, stats.accepted_by_place, strict=True)
+    rows = [
+        (str(place), f"{drafted:,}", f"{accepted:,}", f"{accepted / drafted:.0%}")
+        for place, (drafted, accepted) in enumerate(places, 1)
+    ]
+    print_table("", ("place", "drafted", "accepted", "share"), rows, to=console(stderr=True))
 
 
 def report_cost(stats: RequestStats, *, context: str) -> None:

@@ -15,14 +15,15 @@ _SHARE_OF_FREE_MEMORY = 0.5
 
 
 def default_cache_tokens(
-    config: ModelConfig, max_context: int, *, block_size: int, element_bytes: int, device: torch.device
-) -> int:
+    config: ModelConfig, max_context: int, *, block_size: int, element_bytes: int, device: torch.device,
+    draft: bool = False,
+) -> int:  # fmt: skip
     """Tokens to reserve: four full contexts, within half of the memory that is free.
 
     Raises:
         ValueError: not even one block fits.
     """
-    per_token = cache_bytes_per_token(config, element_bytes)
+    per_token = cache_bytes_per_token(config, element_bytes, draft=draft)
     affordable = int(_SHARE_OF_FREE_MEMORY * free_memory(device)) // per_token // block_size
     if affordable < 1:
         raise ValueError(

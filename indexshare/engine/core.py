@@ -6,18 +6,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-
-from torch import Tensor
+from dataclasses import replace
 
 from indexshare.cache.blocks import BlockAllocator
 from indexshare.cache.paged import PagedCache
 from indexshare.engine.admission import check_capacity
+from indexshare.engine.drafting.base import Wish
+from indexshare.engine.drafting.drawing import NO_DRAFTS, Case, Drawn, draw_cases
+from indexshare.engine.drafting.rounds import Drafting, may_draft
 from indexshare.engine.outputs import Chunk, CompletionOutput, TokenLogprobs
 from indexshare.engine.params import SamplingParams
 from indexshare.engine.penalties import SeenTokens
-from indexshare.engine.request import Request
+from indexshare.engine.request import Request, RequestState
 from indexshare.engine.runner import Model, Runner
-from indexshare.engine.sampler import Draw, non_finite_rows, sample, token_logprobs
+from indexshare.engine.sampler import Draw
 from indexshare.engine.scheduler import PREFILL_CHUNK, Row, Scheduler
 from indexshare.engine.scoring import Scorer
 from indexshare.engine.text import TextAssembler
@@ -34,6 +36,7 @@ class Generation:
         self.chunks: deque[Chunk] = deque()
         self.output: CompletionOutput | None = None
         self.error: Exception | None = None
+        self.proposal = NO_DRAFTS
         self._text = text
         params = request.params
         self._seen = SeenTokens(params, request.prompt_len) if params.penalised else None
@@ -49,14 +52,22 @@ class Generation:
         request = self.request
         return request.prompt_len if request.num_outputs else min(request.computed, request.prompt_len)
 
-    def draw(self) -> Draw:
-        """How the next token is to be chosen."""
-        request = self.request
-        if self._seen is not None:
-            self._seen.update(request.tokens)
-        return Draw(request.params, request.seed, len(request.tokens), self._seen)
+    def draw_after(self, tokens: Sequence[int] = ()) -> Draw:
+        """How the token is to be chosen that comes next, or behind some more tokens."""
+        request, seen = self.request, self._seen
+        if seen is not None:
+            seen.update(request.tokens)
+            if tokens:
+                seen = seen.copy()
+                seen.update([*request.tokens, *tokens])
+        return Draw(request.params, request.seed, len(request.tokens) + len(tokens), seen)
 
-    def take(self, token: int, logprobs: TokenLogprobs | None, now: float) -> str | None:
+    @property
+    def case(self) -> Case:
+        """What is to be drawn once its row of a step is computed."""
+        return Case(self.proposal, self.draw_after, self.request.params.logprobs)
+
+    def take(self, token: int, logprobs: TokenLogprobs | None, now: float, *, drafted: bool = False) -> str | None:
         """Add a drawn token and queue its chunk; returns the reason to finish, or None."""
         request = self.request
         request.append(token, now)
@@ -66,16 +77,18 @@ class Generation:
         if self._text.stopped:
             request.finish_reason = "stop"
         if request.finish_reason is None:
-            self.chunks.append(Chunk(text=text, token_id=token, logprobs=logprobs))
+            self.chunks.append(Chunk(text=text, token_id=token, logprobs=logprobs, drafted=drafted))
         else:
-            self._close(request.finish_reason, text, token, logprobs)
+            self._close(request.finish_reason, text, token, logprobs, drafted=drafted)
         return request.finish_reason
 
     def abort(self) -> None:
         """Close with what there is."""
         self._close("abort", self._text.finish(), None, None)
 
-    def _close(self, reason: str, text: str, token: int | None, logprobs: TokenLogprobs | None) -> None:
+    def _close(
+        self, reason: str, text: str, token: int | None, logprobs: TokenLogprobs | None, *, drafted: bool = False
+    ) -> None:
         request = self.request
         self.output = CompletionOutput(
             text=self._text.text,
@@ -84,7 +97,7 @@ class Generation:
             finish_reason=reason,
             stats=request.stats,
         )
-        self.chunks.append(Chunk(text=text, token_id=token, logprobs=logprobs, output=self.output))
+        self.chunks.append(Chunk(text=text, token_id=token, logprobs=logprobs, drafted=drafted, output=self.output))
 
 
 class Engine:
@@ -99,6 +112,7 @@ class Engine:
         max_running: most sequences in the cache at a time.
         full_attention_below: contexts up to this length are attended in full.
         eos_ids: ids that end a text, the tokenizer's besides; those of the model's configuration unless given.
+        drafting: who drafts tokens that steps then verify, and how many; None for nobody.
     """
 
     def __init__(
@@ -112,6 +126,7 @@ class Engine:
         max_running: int = 64,
         full_attention_below: int = 0,
         eos_ids: Collection[int] | None = None,
+        drafting: Drafting | None = None,
     ) -> None:
         self.cache = cache
         self.tokenizer = tokenizer
@@ -119,6 +134,7 @@ class Engine:
         self.allocator = BlockAllocator(cache.num_blocks, cache.block_size)
         self.scheduler = Scheduler(self.allocator, token_budget=token_budget, max_running=max_running)
         self.runner = Runner(model, cache, full_attention_below=full_attention_below)
+        self._drafting = drafting
         self._scorer = Scorer(
             model, cache, self.allocator, chunk=token_budget, full_attention_below=full_attention_below
         )
@@ -190,19 +206,37 @@ class Engine:
         instant in which tokens are handed out may cut a chunk off: abort the requests then, as `LLM` does.
         """
         with self._lock:
+            self._propose()
             rows = self.scheduler.schedule()
             if not rows:
                 return
             self._stamp_start(rows)
-            logits = self.runner.forward(rows)
-            ending = [row.request for row in rows if row.completes]
-            drawn = {} if logits is None else self._draw(ending, logits)
+            began = time.perf_counter()
+            computed = self.runner.forward(rows)
+            took = time.perf_counter() - began
+            ending = [row for row in rows if row.completes]
+            drawn = draw_cases(computed.logits, [self._case(row) for row in ending])
             self.scheduler.commit(rows)
             for row in rows:
                 self.runner.count(row.request.stats, row.past, row.length)
             now = time.perf_counter()
-            for request in ending:
-                self._hand_out(request, drawn[request], now)
+            for row, found in zip(ending, drawn, strict=True):
+                self._hand_out(row, found, now, took)
+            if self._drafting is not None:
+                self._drafting.computed(rows, computed.hidden, took)
+
+    def _propose(self) -> None:
+        """Ask for drafts of all sequences that are being written."""
+        if self._drafting is None:
+            return
+        writing = [g for g in self._generations.values() if g.request.state is RequestState.DECODE]
+        wishes = [Wish(g.request, may_draft(g.request), g.draw_after) for g in writing]
+        for generation, proposal in zip(writing, self._drafting.propose(wishes), strict=True):
+            generation.proposal = proposal
+
+    def _case(self, row: Row) -> Case:
+        case = self._generations[row.request].case
+        return case if row.drafts else replace(case, proposal=NO_DRAFTS)
 
     def _stamp_start(self, rows: Sequence[Row]) -> None:
         now = None
@@ -213,34 +247,28 @@ class Engine:
                 request.started_at = now
                 request.stats.queue_s = now - request.arrived_at
 
-    def _draw(
-        self, requests: Sequence[Request], logits: Tensor
-    ) -> dict[Request, tuple[int, TokenLogprobs | None] | None]:
-        """A token for each request and its log-probabilities if wanted; None where logits are not finite."""
-        drawn: dict[Request, tuple[int, TokenLogprobs | None] | None] = {}
-        bad = non_finite_rows(logits)
-        if bad:
-            drawn.update((requests[row], None) for row in bad)
-            good = [row for row in range(len(requests)) if row not in set(bad)]
-            requests, logits = [requests[row] for row in good], logits[good]
-        tokens = sample(logits, [self._generations[request].draw() for request in requests])
-        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
-        if any(r.params.logprobs is not None for r in requests):
-            logprobs = token_logprobs(logits, tokens, [r.params.logprobs for r in requests])
-        drawn.update(zip(requests, zip(tokens, logprobs, strict=True), strict=True))
-        return drawn
-
-    def _hand_out(self, request: Request, drawn: tuple[int, TokenLogprobs | None] | None, now: float) -> None:
+    def _hand_out(self, row: Row, drawn: Drawn, now: float, took: float) -> None:
+        """Take the tokens that were drawn, up to the one that ends the request."""
+        request = row.request
         generation = self._generations[request]
-        if drawn is None:
+        reason, accepted = None, 0
+        for place, (token, logprobs) in enumerate(zip(drawn.tokens, drawn.logprobs, strict=True)):
+            drafted = place < len(row.drafts) and token == row.drafts[place]
+            if drafted:  # its keys are in the cache; counted first: an interruption computes it again
+                request.computed += 1
+                accepted += 1
+            reason = generation.take(token, logprobs, now, drafted=drafted)
+            if reason is not None:
+                break
+        if row.drafts and self._drafting is not None:
+            self._drafting.verified(request, generation.proposal, accepted, took)
+        if reason is None and drawn.broken:
             generation.error = ValueError(
                 f"{generation.name}: the logits after {plural(len(request.tokens), 'token')} are NaN or infinite; "
                 "check the weights for NaN, or load the model in a wider dtype such as float32"
             )
-            reason: str | None = "abort"
+            reason = "abort"
             generation.abort()
-        else:
-            reason = generation.take(*drawn, now)
         if reason is not None:
             self.scheduler.finish(request, reason)
             del self._generations[request]

@@ -15,6 +15,8 @@ from indexshare.config.arguments import as_integer
 from indexshare.engine.admission import check_prompt
 from indexshare.engine.capacity import default_cache_tokens
 from indexshare.engine.core import Engine, Generation
+from indexshare.engine.drafting import build
+from indexshare.engine.drafting.build import DraftTokens
 from indexshare.engine.loading import generation_defaults, load_with_tokenizer
 from indexshare.engine.outputs import Chunk, CompletionOutput
 from indexshare.engine.params import SamplingParams
@@ -49,6 +51,11 @@ class LLM:
         prefill_chunk: most tokens computed in one step; bounds the memory of a long prompt.
         max_batch: most sequences generating at a time.
         full_attention_below: contexts up to this length are attended in full instead of sparsely.
+        draft_tokens: tokens that are guessed and then verified in one step, 0 to 15, or "auto" for as many as pay by
+            what is measured. The text is the same with `temperature=0`, and with drafts from lookups at any
+            temperature; with a draft layer its law is the same.
+        drafter: "lookup" guesses what followed the last tokens where they occurred before, "mtp" asks the model's draft
+            layer, "both" a lookup where there is one and else the layer.
         threads: CPU threads for torch, for the whole process; None leaves them.
 
     Raises:
@@ -68,6 +75,8 @@ class LLM:
         prefill_chunk: int = PREFILL_CHUNK,
         max_batch: int = 64,
         full_attention_below: int = 0,
+        draft_tokens: DraftTokens = 0,
+        drafter: str = "lookup",
         threads: int | None = None,
     ) -> None:
         max_context = _positive("max_context", max_context)
@@ -75,6 +84,7 @@ class LLM:
         prefill_chunk = as_integer("prefill_chunk", prefill_chunk, low=1)
         max_batch = as_integer("max_batch", max_batch, low=1)
         full_attention_below = as_integer("full_attention_below", full_attention_below, low=0)
+        draft_tokens = build.check(draft_tokens, drafter)
         _set_threads(threads)
         self.model, self.tokenizer = load_with_tokenizer(model, tokenizer, dtype, device, weights)
         self.generation = generation_defaults(self.model)
@@ -83,12 +93,14 @@ class LLM:
         self.max_context = longest if max_context is None else max_context
         if self.max_context > longest:
             raise ValueError(f"max_context is {max_context}, but the model was made for {longest} positions")
+        drafter = build.fitting(draft_tokens, drafter, config)
+        draft = build.uses_layer(draft_tokens, drafter)
         if cache_tokens is None:
             cache_tokens = default_cache_tokens(
                 config, self.max_context,
-                block_size=BLOCK_SIZE, element_bytes=embedding.element_size(), device=embedding.device,
+                block_size=BLOCK_SIZE, element_bytes=embedding.element_size(), device=embedding.device, draft=draft,
             )  # fmt: skip
-        cache = PagedCache(config, -(-cache_tokens // BLOCK_SIZE), BLOCK_SIZE, embedding.dtype, embedding.device)
+        cache = PagedCache(config, -(-cache_tokens // BLOCK_SIZE), BLOCK_SIZE, embedding.dtype, embedding.device, draft)
         self.engine = Engine(
             self.model,
             cache,
@@ -98,6 +110,7 @@ class LLM:
             max_running=max_batch,
             full_attention_below=full_attention_below,
             eos_ids=self.generation.eos_token_ids,
+            drafting=build.build(draft_tokens, drafter, self.model, cache, full_attention_below=full_attention_below),
         )
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -47,6 +47,41 @@ class RequestStats:
     tokens_available: int = 0
     """Keys that full attention would have attended."""
     preemptions: int = 0
+    draft_rounds: int = 0
+    """Steps in which drafts of this request were verified."""
+    drafted_tokens: int = 0
+    """Drafts verified."""
+    accepted_tokens: int = 0
+    """Drafts that are part of the text."""
+    drafted_by_place: list[int] = field(default_factory=list)
+    """Drafts by their place in the round, the first one first."""
+    accepted_by_place: list[int] = field(default_factory=list)
+    """Those of them that are part of the text."""
+    draft_s: float = 0.0
+    """Spent on drafting, taking in prompts and accepted tokens included."""
+    verify_s: float = 0.0
+    """Spent on the steps that verified drafts."""
+
+    def add_round(self, drafted: int, accepted: int, seconds: float) -> None:
+        """Count a round of drafts, the first `accepted` of which became part of the text."""
+        self.draft_rounds += 1
+        self.drafted_tokens += drafted
+        self.accepted_tokens += accepted
+        self.verify_s += seconds
+        for counts, number in ((self.drafted_by_place, drafted), (self.accepted_by_place, accepted)):
+            counts.extend([0] * (drafted - len(counts)))
+            for place in range(number):
+                counts[place] += 1
+
+    @property
+    def accepted_length(self) -> float:
+        """Tokens that a round with drafts gives: accepted drafts and the one behind them. 0 without rounds."""
+        return 1 + self.accepted_tokens / self.draft_rounds if self.draft_rounds else 0.0
+
+    @property
+    def acceptance(self) -> float:
+        """Accepted drafts as a share of all drafts, 0 without any."""
+        return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
 
     @property
     def share_attended(self) -> float:
@@ -65,7 +100,7 @@ class RequestStats:
 
     def to_dict(self) -> dict[str, Any]:
         """All counts and rates as plain values for JSON."""
-        rates = ("share_attended", "prefill_tokens_per_s", "decode_tokens_per_s")
+        rates = ("share_attended", "prefill_tokens_per_s", "decode_tokens_per_s", "accepted_length", "acceptance")
         return asdict(self) | {name: getattr(self, name) for name in rates}
 
 
@@ -91,10 +126,12 @@ class Chunk:
     """One step of a stream: the text released by one token, and at the end the finished output.
 
     `text` may be empty while characters or possible stop strings are incomplete. `token_id` is None only in
-    the last chunk of an aborted generation. `output` is None in all chunks but the last.
+    the last chunk of an aborted generation. `output` is None in all chunks but the last. `drafted` says that the token
+    was a draft that stayed.
     """
 
     text: str
     token_id: int | None
     logprobs: TokenLogprobs | None = None
     output: CompletionOutput | None = None
+    drafted: bool = False

@@ -30,6 +30,13 @@ class SeenTokens:
         self._places = torch.empty(0, dtype=torch.int64)
         self._counts = torch.empty(0, dtype=torch.float32)
 
+    def copy(self) -> SeenTokens:
+        """The same tokens, to be updated on its own."""
+        other = SeenTokens(self._params, self._prompt_len)
+        other._known, other._ids = self._known, dict(self._ids)
+        other._places, other._counts = self._places, self._counts.clone()
+        return other
+
     def update(self, tokens: Sequence[int]) -> None:
         """Take in the tokens that came since the last call; `tokens` are the prompt and all generated ones."""
         new = [token for token in dict.fromkeys(tokens[self._known :]) if token not in self._ids]

@@ -30,6 +30,7 @@ class Request:
     """One prompt on its way through the engine. `tokens` is the prompt followed by what was generated.
 
     The first `computed` tokens have their keys in the cache, in the blocks of `table`.
+    `drafts` are guesses of the next tokens, which the next step computes behind the last one.
     """
 
     prompt_ids: Sequence[int]
@@ -39,6 +40,7 @@ class Request:
     computed: int = 0
     table: BlockTable = field(default_factory=BlockTable)
     tokens: list[int] = field(init=False)
+    drafts: Sequence[int] = ()
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     number: int = field(default_factory=lambda: next(_request_numbers))

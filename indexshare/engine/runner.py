@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -12,10 +13,11 @@ from indexshare.cache.paged import PagedCache
 from indexshare.cache.view import BatchView
 from indexshare.config import ModelConfig
 from indexshare.engine.outputs import RequestStats
+from indexshare.engine.request import RequestState
 from indexshare.engine.scheduler import Row
 from indexshare.model.forward_pass import attention_limit
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.step.native_step import NativeStep
+from indexshare.step.native_step import MAX_ROWS, NativeStep
 
 
 class Model(Protocol):
@@ -28,6 +30,20 @@ class Model(Protocol):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """float32 [M, V] from hidden rows [M, H]."""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """What a step gives.
+
+    Attributes:
+        hidden: `[N, H]`, after the final norm, of all rows in order.
+        logits: float32 `[C, V]` of what comes behind the rows with `completes`, in order: the next token's, then one
+            row behind each draft.
+    """
+
+    hidden: Tensor
+    logits: Tensor
 
 
 class Runner:
@@ -50,36 +66,53 @@ class Runner:
         self._sparse_from = attention_limit(model.config, full_attention_below)
 
     @torch.inference_mode()
-    def forward(self, rows: Sequence[Row]) -> Tensor | None:
-        """Compute the rows and write their keys into the cache.
+    def forward(self, rows: Sequence[Row]) -> Computed:
+        """Compute the rows and write their keys into the cache, drafts too."""
+        parts = [self._compute(part) for part in self._divided(rows)]
+        if len(parts) == 1:
+            return parts[0]
+        return Computed(torch.cat([p.hidden for p in parts]), torch.cat([p.logits for p in parts]))
 
-        Returns:
-            float32 `[C, V]`, the next token's logits for each row with `completes`, in order; None when there
-            is none, as in the middle of a prompt.
+    def _divided(self, rows: Sequence[Row]) -> list[list[Row]]:
+        """Rows that are computed together.
+
+        Sequences that are being written go through the native step on their own, as many rows at a time as it takes:
+        its results do not depend on what is computed beside them, drafts or prompts, not in one bit.
         """
+        writing = sum(row.request.state is RequestState.DECODE for row in rows)
+        if self._native is None or not 0 < writing <= MAX_ROWS or not self._native.knows(self.cache):
+            return [list(rows)]
+        parts, room = [list[Row]()], MAX_ROWS
+        for row in rows[:writing]:
+            if row.length > room:
+                parts.append([])
+                room = MAX_ROWS
+            parts[-1].append(row)
+            room -= row.length
+        return [*parts, list(rows[writing:])] if writing < len(rows) else parts
+
+    def _compute(self, rows: Sequence[Row]) -> Computed:
         ids: list[int] = []
         ends: list[int] = []
         for row in rows:
             tokens = row.request.tokens
-            if row.length == 1:
-                ids.append(tokens[row.past])
-            else:
-                ids.extend(tokens[row.past : row.past + row.length])
+            ids.extend(tokens[row.past : row.past + row.own])
+            ids.extend(row.drafts)
             if row.completes:
-                ends.append(len(ids) - 1)
+                ends.extend(range(len(ids) - 1 - len(row.drafts), len(ids)))
         view = self.cache.view([row.request.table for row in rows], [(row.past, row.length) for row in rows])
         if self._native is not None and self._native.refusal(view) is None:
-            _, logits = self._native(ids, view, full_attention_below=self.full_attention_below, wanted=ends)
-            return logits if ends else None
+            return Computed(*self._native(ids, view, full_attention_below=self.full_attention_below, wanted=ends))
         if self._native is not None:
             self._native.look_again()  # prompts are read with the weights as they are, and so is what follows them
         token_ids = torch.tensor(ids, dtype=torch.int64, device=self.cache.device)
         hidden = self.model.trunk(token_ids, view, full_attention_below=self.full_attention_below)
+        return Computed(hidden, self._logits(hidden, ends))
+
+    def _logits(self, hidden: Tensor, ends: Sequence[int]) -> Tensor:
         if not ends:
-            return None
-        if len(ends) < len(ids):
-            hidden = hidden[ends]
-        return self.model.logits(hidden)
+            return torch.empty(0, self.model.config.vocab_size, device=hidden.device)
+        return self.model.logits(hidden if len(ends) == len(hidden) else hidden[ends])
 
     def count(self, stats: RequestStats, past: int, length: int) -> None:
         """Add the work of the queries at positions `past .. past+length-1` to a request's statistics."""

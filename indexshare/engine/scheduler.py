@@ -9,7 +9,7 @@ always gets finished.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from indexshare.cache.blocks import BlockAllocator, BlockTable
@@ -22,16 +22,22 @@ PREFILL_CHUNK = 2048
 
 @dataclass(frozen=True)
 class Row:
-    """One request's part of a step: its next `length` tokens, starting at position `past`."""
+    """One request's part of a step: its next `length` tokens, starting at position `past`; the last may be `drafts`."""
 
     request: Request
     past: int
     length: int
+    drafts: Sequence[int] = ()
+
+    @property
+    def own(self) -> int:
+        """Tokens of the row that the sequence holds: those before the drafts."""
+        return self.length - len(self.drafts)
 
     @property
     def completes(self) -> bool:
         """Whether the next token can be drawn after this row."""
-        return self.past + self.length == len(self.request.tokens)
+        return self.past + self.own == len(self.request.tokens)
 
 
 class Scheduler:
@@ -97,12 +103,16 @@ class Scheduler:
         while at < len(self._running) and budget > 0:  # preemption shortens the list from its end
             request = self._running[at]
             if request.state is RequestState.DECODE:
-                preempted |= self._make_room(request)
+                length = 1 + len(request.drafts)
+                if length > budget:
+                    break  # the next step begins with it, or comes closer
+                preempted |= self._make_room(request, length)
                 if request.state is not RequestState.DECODE:
                     break  # it was the youngest and gave way itself
                 # The last token again, should a step have been interrupted after its commit.
-                rows.append(Row(request, min(request.computed, len(request.tokens) - 1), 1))
-                budget -= 1
+                past = min(request.computed, len(request.tokens) - 1)
+                rows.append(Row(request, past, length, request.drafts))
+                budget -= length
             at += 1
         for request in self._running:
             if request.state is RequestState.PREFILL and budget > 0:
@@ -115,7 +125,7 @@ class Scheduler:
         """Record that the keys of these rows are in the cache."""
         for row in rows:
             request = row.request
-            request.computed = row.past + row.length
+            request.computed = row.past + row.own
             if request.computed == len(request.tokens):
                 request.state = RequestState.DECODE
 
@@ -147,10 +157,10 @@ class Scheduler:
         rows.append(Row(request, request.computed, length))
         return length
 
-    def _make_room(self, request: Request) -> bool:
-        """Get the block for one more token, preempting the youngest until there is one. True if any was."""
+    def _make_room(self, request: Request, length: int) -> bool:
+        """Get the blocks for `length` more tokens, preempting the youngest until there is one. True if any was."""
         preempted = False
-        missing = self.allocator.blocks_for(request.computed + 1) - len(request.table)
+        missing = self.allocator.blocks_for(request.computed + length) - len(request.table)
         while missing > 0 and self.allocator.num_free < missing:
             youngest = self._running[-1]
             self._preempt(youngest)

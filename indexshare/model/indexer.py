@@ -55,6 +55,10 @@ class Indexer(nn.Module):
         """Index keys `[N, D]` of hidden states `[N, hidden]`."""
         return self._rotate(self.k_norm(self.wk(x))[:, None], rope)[:, 0]
 
+    def store(self, x: Tensor, pass_: ForwardPass) -> None:
+        """Write the index keys of x `[N, hidden]`."""
+        pass_.view.write(self.layer, INDEX_KEYS, self.keys(x.detach(), pass_.rope))
+
     def queries(self, x: Tensor, q_latent: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Index queries `[N, H, D]`, and float32 head weights `[N, H]` with both scales folded in."""
         q = self.wq_b(q_latent).view(-1, self.num_heads, self.head_dim)

@@ -28,6 +28,10 @@ class DecoderLayer(nn.Module):
         attended, selection = self.self_attn(self.input_layernorm(x), pass_, selection)
         return self._feed_forward(x + attended, pass_), selection
 
+    def store(self, x: Tensor, pass_: ForwardPass) -> None:
+        """Write the cache rows of x `[N, hidden]`, as `forward` does; nothing is attended."""
+        self.self_attn.store(self.input_layernorm(x), pass_)
+
     def _feed_forward(self, x: Tensor, pass_: ForwardPass) -> Tensor:
         """The second half of the layer, residual included, `[N, hidden]`."""
         normed = self.post_attention_layernorm(x)

@@ -38,6 +38,7 @@ ENTRY_POINTS = {
     "indexshare_decode_free": ("v", "p"),
     "indexshare_decode_max_rows": ("q", ""),
     "indexshare_decode_step": ("i", "pp"),
+    "indexshare_draft_round": ("i", "ppp qp"),
 }
 
 

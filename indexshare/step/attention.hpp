@@ -9,11 +9,12 @@ template <class T>
 void Step<T>::attention(int64_t layer, Scratch<T>& s) {
     const LayerWeights& w = m.layers[layer];
     static const Matrix none{};
-    const bool choose = w.full && !sparse_rows.empty();
-    const Matrix* const key = w.full ? &w.indexer.key : &none;
+    const bool choose = w.full && !b->reuse && !sparse_rows.empty();
+    const Matrix* const latent = b->reuse ? &none : &w.latent_down;
+    const Matrix* const key = w.full && !b->reuse ? &w.indexer.key : &none;
     const Matrix* const head_matrix = choose ? &w.indexer.head_weights : &none;
-    divide_rows(s, {&w.query_down, &w.latent_down, key, head_matrix}, [&](int which, int64_t first, int64_t count) {
-        const Matrix* const matrices[] = {&w.query_down, &w.latent_down, key, head_matrix};
+    divide_rows(s, {&w.query_down, latent, key, head_matrix}, [&](int which, int64_t first, int64_t count) {
+        const Matrix* const matrices[] = {&w.query_down, latent, key, head_matrix};
         multiply(*matrices[which], 0, first, count, normed, nullptr, n, s.out);
         Rows<T>* const raw[] = {&query_raw, &latent_raw, &key_raw};
         for (int64_t i = 0; i < n; ++i) {
@@ -52,7 +53,7 @@ void Step<T>::attention(int64_t layer, Scratch<T>& s) {
     });
 }
 
-// Norms and rotations of what the first products gave; this step's rows of the caches.
+// Norms and rotations of what the first products gave; this step's rows of the caches, unless it reuses earlier ones.
 template <class T>
 void Step<T>::write_caches(int64_t layer) {
     const LayerWeights& w = m.layers[layer];
@@ -61,6 +62,7 @@ void Step<T>::write_caches(int64_t layer) {
         const float *cosine = &cosines[i * pairs], *sine = &sines[i * pairs];
         rms_norm(query_raw.row(i), (const T*)w.query_norm, m.query_rank, m.latent_eps, query_latent.row(i));
         query_latent.finish(i);
+        if (b->reuse) continue;
         T* latent = (T*)b->latents[layer] + b->slots[i] * latent_width();
         rms_norm(latent_raw.row(i), (const T*)w.latent_norm, m.rank, m.latent_eps, latent);
         std::copy_n(latent_raw.row(i) + m.rank, m.rope, latent + m.rank);

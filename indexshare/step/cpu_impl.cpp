@@ -4,6 +4,7 @@
 // must happen once (norms, rotations, routing). Activations are rounded to the model's type where the torch path rounds them.
 // Contract: step/decoder.py.
 
+#include <algorithm>
 #include <mutex>
 #include <new>
 
@@ -21,7 +22,7 @@ void Step<T>::prepare_positions() {
     sparse_rows.clear();
     for (int64_t i = 0; i < n; ++i) {
         for (int64_t j = 0; j < pairs; ++j) {
-            const float angle = (float)b->positions[i] * m.frequencies[j];
+            const float angle = (float)(b->positions[i] + b->ahead) * m.frequencies[j];
             cosines[i * pairs + j] = std::cos(angle) * (float)m.rope_scale;
             sines[i * pairs + j] = std::sin(angle) * (float)m.rope_scale;
         }
@@ -37,6 +38,9 @@ void Step<T>::prepare_attention() {
     queries.resize(n * padded_heads * (latent_width() / DEPTH<T>));
     index_queries.resize(n * padded_index_heads * (m.index_width / DEPTH<T>));
     index_weights.resize(n * padded_index_heads);
+    for (int64_t i = 0; b->reuse && i < n; ++i) {
+        std::copy_n(chosen.begin() + b->reuse[i] * m.topk, m.topk, chosen.begin() + i * m.topk);
+    }
     chosen.resize(n * m.topk);
     stretches.clear();
     first_stretch.assign(1, 0);
@@ -117,7 +121,7 @@ void Step<T>::prepare() {
     latent_raw.resize(n, latent_width(), false);
     key_raw.resize(n, m.index_width, false);
     head_weights.resize(n * m.index_heads);
-    const int64_t count = m.num_layers * PHASES_PER_LAYER + 1;
+    const int64_t count = m.num_layers * PHASES_PER_LAYER + 2;
     if (!phases) phases.reset(new Phase[count]);
     for (int64_t i = 0; i < count; ++i) {
         phases[i].next = phases[i].done = 0;
@@ -125,7 +129,29 @@ void Step<T>::prepare() {
     }
     arrivals = 0;
     for (int64_t i = 0; i < n; ++i) std::copy_n((const T*)m.embedding + b->ids[i] * m.hidden, m.hidden, x.row(i));
-    norm_for(0);
+    if (b->states) join();
+    else norm_for(0);
+}
+
+// The two halves of a draft layer's input, side by side.
+template <class T>
+void Step<T>::join() {
+    joined.resize(n, 2 * m.hidden, m.quantized);
+    for (int64_t i = 0; i < n; ++i) {
+        const T* state = (const T*)b->states + i * m.hidden;
+        rms_norm(x.row(i), (const T*)m.embedding_norm, m.hidden, m.norm_eps, joined.row(i));
+        rms_norm(state, (const T*)m.state_norm, m.hidden, m.norm_eps, joined.row(i) + m.hidden);
+        joined.finish(i);
+    }
+}
+
+template <class T>
+void Step<T>::mix(Scratch<T>& s) {
+    if (!b->states) return;
+    divide_rows(s, {&m.mix}, [&](int, int64_t first, int64_t count) {
+        multiply(m.mix, 0, first, count, joined, nullptr, n, s.out);
+        for (int64_t i = 0; i < n; ++i) store_row(x.row(i) + first, s.out + i * STRETCH, count, 1.0f);
+    }, [&] { norm_for(0); });
 }
 
 template <class T>
@@ -156,6 +182,7 @@ int Step<T>::run(const Batch& batch) {
 #pragma omp parallel num_threads((int)batch.threads)
     {
         Scratch<T>& s = *scratch[arrivals.fetch_add(1)];
+        mix(s);
         for (int64_t layer = 0; layer < m.num_layers; ++layer) {
             attention(layer, s);
             feed_forward(layer, s);
@@ -200,6 +227,51 @@ extern "C" int indexshare_decode_step(void* decoder, const indexshare::Batch* ba
     const std::lock_guard<std::mutex> held(d.lock);
     try {
         return d.narrow ? d.narrow->run(*batch) : d.wide->run(*batch);
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
+}
+
+namespace indexshare {
+namespace {
+
+// The first of the largest values.
+int64_t most_likely(const float* logits, int64_t count) { return std::max_element(logits, logits + count) - logits; }
+
+template <class T>
+int draft_round(Step<T>& step, const Batch& first, Batch later, int64_t steps, int64_t* drafts) {
+    const int64_t n = later.rows, vocabulary = step.model().vocabulary, width = step.model().hidden * sizeof(T);
+    std::vector<int64_t> same(n);
+    for (int64_t i = 0; i < n; ++i) same[i] = i;
+    if (const int failed = step.run(first)) return failed;
+    for (int64_t i = 0; i < n; ++i) {
+        std::copy_n(first.hidden + first.wanted[i] * width, width, later.hidden + i * width);
+        drafts[i] = most_likely(first.logits + i * vocabulary, vocabulary);
+    }
+    later.states = later.hidden;  // read before they are written
+    for (later.ahead = 1; later.ahead < steps; ++later.ahead) {
+        later.ids = drafts;
+        later.reuse = later.ahead == 1 ? first.wanted : same.data();
+        if (const int failed = step.run(later)) return failed;
+        drafts += n;
+        for (int64_t i = 0; i < n; ++i) drafts[i] = most_likely(later.logits + i * vocabulary, vocabulary);
+    }
+    return 0;
+}
+
+}  // namespace
+}  // namespace indexshare
+
+// Step 1 of a draft layer with its anchors in `wanted`, then later steps of the anchors alone, each behind the most
+// likely token of the step before: drafts [steps][later->rows]. `later` has room for their hidden states and logits.
+extern "C" int indexshare_draft_round(void* decoder, const indexshare::Batch* first, const indexshare::Batch* later,
+                                      int64_t steps, int64_t* drafts) {
+    using namespace indexshare;
+    Decoder& d = *(Decoder*)decoder;
+    const std::lock_guard<std::mutex> held(d.lock);
+    try {
+        return d.narrow ? draft_round(*d.narrow, *first, *later, steps, drafts)
+                        : draft_round(*d.wide, *first, *later, steps, drafts);
     } catch (const std::bad_alloc&) {
         return 1;
     }

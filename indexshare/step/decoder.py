@@ -16,7 +16,7 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,15 @@ def max_rows() -> int:
     if library is None:
         return 0
     return int(library.indexshare_decode_max_rows())
+
+
+class _Filled(NamedTuple):
+    """A batch, what it gives, and whatever has to live as long as it."""
+
+    batch: Batch
+    hidden: Tensor
+    logits: Tensor
+    keep: Any
 
 
 class Decoder:
@@ -52,12 +61,14 @@ class Decoder:
         self._handle = library.indexshare_decode_new(dtype == torch.bfloat16, ctypes.byref(weights))
         if not self._handle:
             raise MemoryError("no memory for the decode step")
-        self._step, self._weights, self._dtype, self._keep = library.indexshare_decode_step, weights, dtype, keep
+        self._step, self._round = library.indexshare_decode_step, library.indexshare_draft_round
+        self._weights, self._dtype, self._keep = weights, dtype, keep
         weakref.finalize(self, library.indexshare_decode_free, self._handle)
 
     def step(
         self, ids: Sequence[int], positions: Tensor, slots: Tensor, tables: Sequence[Tensor], *,
         latents: Any, index_keys: Any, block_size: int, limit: int, wanted: Sequence[int],
+        states: Tensor | None = None, ahead: int = 0, reuse: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Compute the rows and write their latents and index keys.
 
@@ -69,6 +80,9 @@ class Decoder:
             block_size: slots of a block.
             limit: rows with at most this much context attend to everything; at least `topk`.
             wanted: rows whose logits are wanted.
+            states: of a draft layer, what stands beside the embeddings, `[N, hidden]` in the model's type.
+            ahead: rotary positions are `positions` and so many more.
+            reuse: rows of the last step, ascending, whose keys and choice these rows reuse; nothing is written then.
 
         Returns:
             Hidden states after the final norm `[N, hidden]` in the model's type, float32 logits `[len(wanted), V]`.
@@ -77,23 +91,73 @@ class Decoder:
             ValueError: an id is outside the vocabulary; nothing has been written then.
             MemoryError: no memory for the activations; nothing has been written then.
         """
+        batch = self._batch(
+            ids, positions, slots, tables, latents=latents, index_keys=index_keys, block_size=block_size, limit=limit,
+            wanted=wanted, states=states, ahead=ahead, reuse=reuse,
+        )  # fmt: skip
+        self._check(self._step(self._handle, ctypes.byref(batch.batch)), ids)
+        return batch.hidden, batch.logits
+
+    def draft(
+        self, ids: Sequence[int], states: Tensor, positions: tuple[Tensor, Tensor], slots: Tensor,
+        tables: tuple[Sequence[Tensor], Sequence[Tensor]], *, anchors: Sequence[int], steps: int, **common: Any,
+    ) -> list[list[int]]:  # fmt: skip
+        """A round of a draft layer: step 1 over all rows, later steps of anchors, each behind the most likely token.
+
+        Args:
+            ids, states: of step 1, as in `step`.
+            positions, tables: of the rows of step 1, and of the anchors alone.
+            slots: of the rows of step 1.
+            anchors: rows of step 1, ascending.
+            steps: tokens to draft, at least 1.
+            common: `latents`, `index_keys`, `block_size` and `limit`, as in `step`.
+
+        Returns:
+            The tokens of each step, by anchor.
+
+        Raises:
+            ValueError, MemoryError: as in `step`; in step 1 nothing has been written then.
+        """
+        first = self._batch(ids, positions[0], slots, tables[0], wanted=anchors, states=states, **common)
+        count = len(anchors)
+        later = self._batch(
+            [0] * count, positions[1], positions[1], tables[1], wanted=range(count), reuse=range(count), **common
+        )
+        drafts = integers([0] * (steps * count))
+        failed = self._round(
+            self._handle, ctypes.byref(first.batch), ctypes.byref(later.batch), steps, ctypes.addressof(drafts)
+        )
+        self._check(failed, ids)
+        return [drafts[at : at + count] for at in range(0, steps * count, count)]
+
+    def _check(self, failed: int, ids: Sequence[int]) -> None:
+        if failed == 2:
+            bad = next(i for i in ids if not 0 <= i < self._weights.vocabulary)
+            raise ValueError(f"token id {bad} is outside the vocabulary 0..{self._weights.vocabulary - 1}")
+        if failed:
+            raise MemoryError(f"no memory for a decode step of {len(ids)} rows")
+
+    def _batch(
+        self, ids: Sequence[int], positions: Tensor, slots: Tensor, tables: Sequence[Tensor], *,
+        latents: Any, index_keys: Any, block_size: int, limit: int, wanted: Sequence[int],
+        states: Tensor | None = None, ahead: int = 0, reuse: Sequence[int] | None = None,
+    ) -> _Filled:  # fmt: skip
         weights, rows = self._weights, len(ids)
         assert positions.dtype == slots.dtype == torch.int64 and positions.is_contiguous() and slots.is_contiguous()
         assert positions.numel() == slots.numel() == len(tables) == rows and limit >= weights.topk
         hidden = torch.empty(rows, weights.hidden, dtype=self._dtype)
         logits = torch.empty(len(wanted), weights.vocabulary, dtype=torch.float32)
         c_ids, c_wanted, c_tables = integers(ids), integers(wanted), pointers(tables)
+        c_reuse = None if reuse is None else integers(reuse)
+        states = None if states is None else states.contiguous()
+        assert states is None or (states.dtype == self._dtype and states.shape == hidden.shape)
         batch = Batch(
             ids=ctypes.addressof(c_ids), positions=positions.data_ptr(), slots=slots.data_ptr(),
             tables=ctypes.addressof(c_tables), latents=ctypes.addressof(latents),
             index_keys=ctypes.addressof(index_keys), rows=rows, block_size=block_size, limit=limit,
             hidden=hidden.data_ptr(), wanted=ctypes.addressof(c_wanted), num_wanted=len(wanted),
             logits=logits.data_ptr(), threads=torch.get_num_threads(),
+            states=None if states is None else states.data_ptr(), ahead=ahead,
+            reuse=None if c_reuse is None else ctypes.addressof(c_reuse),
         )  # fmt: skip
-        failed = self._step(self._handle, ctypes.byref(batch))
-        if failed == 2:
-            bad = next(i for i in ids if not 0 <= i < weights.vocabulary)
-            raise ValueError(f"token id {bad} is outside the vocabulary 0..{weights.vocabulary - 1}")
-        if failed:
-            raise MemoryError(f"no memory for a decode step of {rows} rows")
-        return hidden, logits
+        return _Filled(batch, hidden, logits, (c_ids, c_wanted, c_tables, c_reuse, tables, states, positions, slots))

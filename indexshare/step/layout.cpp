@@ -19,7 +19,8 @@ extern "C" const char* indexshare_step_layout() {
         FIELD(full), FIELD(indexer), FIELD(sparse), FIELD(router), FIELD(router_bias), FIELD(experts), FIELD(dense),
 #undef FIELD
 #define FIELD(field) INDEXSHARE_FIELD(ModelWeights, field)
-        INDEXSHARE_WHOLE(ModelWeights), FIELD(embedding), FIELD(final_norm), FIELD(head), FIELD(layers),
+        INDEXSHARE_WHOLE(ModelWeights), FIELD(embedding), FIELD(final_norm),
+        FIELD(embedding_norm), FIELD(state_norm), FIELD(mix), FIELD(head), FIELD(layers),
         FIELD(frequencies), FIELD(num_layers), FIELD(vocabulary), FIELD(hidden), FIELD(heads), FIELD(rank),
         FIELD(rope), FIELD(nope), FIELD(value), FIELD(query_rank), FIELD(index_heads), FIELD(index_width),
         FIELD(topk), FIELD(interleave), FIELD(experts), FIELD(experts_per_token), FIELD(groups), FIELD(chosen_groups),
@@ -29,7 +30,7 @@ extern "C" const char* indexshare_step_layout() {
 #define FIELD(field) INDEXSHARE_FIELD(Batch, field)
         INDEXSHARE_WHOLE(Batch), FIELD(ids), FIELD(positions), FIELD(slots), FIELD(tables), FIELD(latents),
         FIELD(index_keys), FIELD(rows), FIELD(block_size), FIELD(limit), FIELD(hidden), FIELD(wanted),
-        FIELD(num_wanted), FIELD(logits), FIELD(threads),
+        FIELD(num_wanted), FIELD(logits), FIELD(threads), FIELD(states), FIELD(ahead), FIELD(reuse),
 #undef FIELD
     });
     return text.c_str();

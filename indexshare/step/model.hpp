@@ -34,6 +34,9 @@ struct LayerWeights {
 
 struct ModelWeights {
     const char *embedding, *final_norm;  // T
+    // Of a draft layer (null for a trunk): its input is mix [embedding_norm(embedding), state_norm(state)].
+    const char *embedding_norm, *state_norm;  // T
+    Matrix mix;
     Matrix head;
     const LayerWeights* layers;
     const float* frequencies;  // [rope / 2]
@@ -56,6 +59,10 @@ struct Batch {
     int64_t num_wanted;
     float* logits;                 // [num_wanted][vocabulary]
     int64_t threads;
+    // Of a draft layer, which is one layer under the trunk's embedding and head.
+    const char* states;            // T [rows][hidden], what stands beside the embeddings; null for a trunk
+    int64_t ahead;                 // rotary positions are `positions` and so many more
+    const int64_t* reuse;          // ascending rows of the last step, whose keys and choice these rows reuse; null: own
 };
 
 }  // namespace indexshare

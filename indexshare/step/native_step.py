@@ -6,7 +6,7 @@ What it computes is `GlmMoeDsa.trunk` followed by `GlmMoeDsa.logits`; where it d
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from weakref import ref
 
@@ -17,7 +17,7 @@ from indexshare import ops
 from indexshare.adapt.quantized import QuantExperts, QuantLinear, QuantUp, is_quantized
 from indexshare.cache.paged import PagedCache, PagedView
 from indexshare.cache.view import BatchView
-from indexshare.config.layers import INDEX_KEYS
+from indexshare.config.layers import INDEX_KEYS, has_indexer
 from indexshare.config.mla import LATENTS
 from indexshare.model.attention.mla import LATENT_NORM_EPS, MLA
 from indexshare.model.experts import MoE, SwiGLU
@@ -73,7 +73,7 @@ class NativeStep:
         self._looked_at: int | None = None  # version of the weights when last looked at
         self._pools: tuple[Any, Any] = (None, None)
         self._cache: ref[PagedCache] | None = None
-        self._parts = _refusal_of_parts(model)
+        self._parts = refusal_of_parts(model.layers)
 
     def refusal(self, view: BatchView) -> str | None:
         """Why the next step cannot run here, or None. Cheap enough to ask at every step."""
@@ -87,6 +87,10 @@ class NativeStep:
         if torch.is_grad_enabled():
             return "gradients are wanted"
         return self._of_weights(view.cache)
+
+    def knows(self, cache: PagedCache) -> bool:
+        """Whether steps of few rows on this cache run here."""
+        return unavailable() is None and self._parts is None and self._of_weights(cache) is None
 
     def _of_weights(self, cache: PagedCache) -> str | None:
         config, weight = self.model.config, self.model.embed_tokens.weight
@@ -124,13 +128,17 @@ class NativeStep:
             self.look_again()
         if len(ids) != view.num_rows or longest > config.max_position_embeddings:
             self.model.check_ids(torch.tensor(ids), view)  # raises
-        tables = [view.block_ids(i) for i, span in enumerate(view.spans) for _ in range(span.length)]
+        return self._run(ids, view, full_attention_below, wanted)
+
+    def _run(
+        self, ids: Sequence[int], view: PagedView, full_attention_below: int, wanted: Sequence[int] | None, **draft: Any
+    ) -> tuple[Tensor, Tensor]:
         decoder = self._current()
         latents, index_keys = self._of_cache(view.cache)
         return decoder.step(
-            ids, view.positions, view.written, tables, latents=latents, index_keys=index_keys,
-            block_size=view.cache.block_size, limit=attention_limit(config, full_attention_below),
-            wanted=range(len(ids)) if wanted is None else wanted,
+            ids, view.positions, view.written, tables_of(view), latents=latents, index_keys=index_keys,
+            block_size=view.cache.block_size, limit=attention_limit(self.model.config, full_attention_below),
+            wanted=range(len(ids)) if wanted is None else wanted, **draft,
         )  # fmt: skip
 
     def look_again(self) -> None:
@@ -143,14 +151,27 @@ class NativeStep:
         if self._decoder is None or self._looked_at != version:
             addresses = [tensor.data_ptr() for tensor in self._weights()]
             if self._decoder is None or addresses != self._addresses:
-                self._decoder = _Collector(self.model).decoder()
+                self._decoder = self._made()
                 self._addresses = addresses
             self._looked_at = version
         return self._decoder
 
+    def _made(self) -> Decoder:
+        return _Collector(self.model).trunk()
+
+    @property
+    def _modules(self) -> tuple[nn.Module, ...]:
+        """What has all that a step reads but the caches."""
+        model = self.model
+        return model.embed_tokens, model.layers, model.norm, model.lm_head
+
+    @property
+    def _layers(self) -> Sequence[int]:
+        """Numbers of its layers in the cache."""
+        return range(self.model.config.num_hidden_layers)
+
     def _weights(self) -> Iterator[Tensor]:
-        """All that a step reads but the caches."""
-        for part in (self.model.embed_tokens, self.model.layers, self.model.norm, self.model.lm_head):
+        for part in self._modules:
             for module in part.modules():
                 for table in (module._parameters, module._buffers):
                     yield from (tensor for tensor in table.values() if tensor is not None)
@@ -158,20 +179,30 @@ class NativeStep:
     def _of_cache(self, cache: PagedCache) -> tuple[Any, Any]:
         """Addresses of a cache's pools; they never move."""
         if self._cache is None or self._cache() is not cache:
-            plan, layers = self.model.plan, range(self.model.config.num_hidden_layers)
+            config, layers = self.model.config, self._layers
             self._pools = (
                 structs.pointers([cache.pool(layer, LATENTS).stored for layer in layers]),
                 structs.pointers(
-                    [cache.pool(layer, INDEX_KEYS).stored if plan.is_full(layer) else None for layer in layers]
+                    [cache.pool(layer, INDEX_KEYS).stored if has_indexer(config, layer) else None for layer in layers]
                 ),
             )
             self._cache = ref(cache)
         return self._pools
 
 
-def _refusal_of_parts(model: GlmMoeDsa) -> str | None:
-    """Why the step does not know a model's parts, or None: it has latent attention and the indexer's own choice."""
-    for layer in model.layers:
+def draft_decoder(model: GlmMoeDsa) -> Decoder:
+    """The draft layer of a model, prepared for steps."""
+    return _Collector(model).draft()
+
+
+def tables_of(view: PagedView) -> list[Tensor]:
+    """Of each row, the blocks of its sequence."""
+    return [view.block_ids(i) for i, span in enumerate(view.spans) for _ in range(span.length)]
+
+
+def refusal_of_parts(layers: Iterable[nn.Module]) -> str | None:
+    """Why the step does not know some layers, or None: they have latent attention and the indexer's own choice."""
+    for layer in layers:
         assert isinstance(layer, DecoderLayer)
         mla = layer.self_attn
         if not isinstance(mla, MLA):
@@ -188,19 +219,33 @@ class _Collector:
         self.model = model
         self.keep: list[Any] = []
 
-    def decoder(self) -> Decoder:
+    def trunk(self) -> Decoder:
+        """The model without its draft layer."""
+        layers = [layer for layer in self.model.layers if isinstance(layer, DecoderLayer)]
+        return self.decoder(layers, self.model.norm.weight)
+
+    def draft(self) -> Decoder:
+        """The draft layer, under the trunk's embedding and head."""
+        mtp = self.model.mtp
+        assert mtp is not None
+        return self.decoder(
+            [mtp.layer], mtp.shared_head_norm.weight, embedding_norm=self.vector(mtp.enorm.weight),
+            state_norm=self.vector(mtp.hnorm.weight), mix=self.linear(mtp.eh_proj),
+        )  # fmt: skip
+
+    def decoder(self, stack: Sequence[DecoderLayer], final_norm: Tensor, **draft: Any) -> Decoder:
+        """Layers of the model between its embedding and its head."""
         model, config = self.model, self.model.config
-        trunk = [layer for layer in model.layers if isinstance(layer, DecoderLayer)]
-        layers = (LayerWeights * len(trunk))(*map(self.layer, trunk))
+        layers = (LayerWeights * len(stack))(*map(self.layer, stack))
         rope = config.rope_parameters
         frequencies = torch.tensor(rope.inverse_frequencies(config.qk_rope_head_dim), dtype=torch.float32)
         self.keep += [layers, frequencies]
-        first = trunk[0].self_attn
+        first = stack[0].self_attn
         assert isinstance(first, MLA) and first.indexer is not None, "the first layer is Full in every plan"
         weights = ModelWeights(
-            embedding=self.vector(model.embed_tokens.weight), final_norm=self.vector(model.norm.weight),
+            embedding=self.vector(model.embed_tokens.weight), final_norm=self.vector(final_norm),
             head=self.linear(model.lm_head), layers=ctypes.cast(layers, ctypes.POINTER(LayerWeights)),
-            frequencies=frequencies.data_ptr(), num_layers=config.num_hidden_layers, vocabulary=config.vocab_size,
+            frequencies=frequencies.data_ptr(), num_layers=len(stack), vocabulary=config.vocab_size,
             hidden=config.hidden_size, heads=config.num_attention_heads, rank=config.kv_lora_rank,
             rope=config.qk_rope_head_dim, nope=config.qk_nope_head_dim, value=config.v_head_dim,
             query_rank=config.q_lora_rank, index_heads=config.index_n_heads, index_width=config.index_head_dim,
@@ -209,6 +254,7 @@ class _Collector:
             normalise=config.norm_topk_prob, quantized=is_quantized(model), norm_eps=config.rms_norm_eps,
             latent_eps=LATENT_NORM_EPS, key_eps=KEY_NORM_EPS, rope_scale=rope.table_scale,
             attention_scale=first.scale, index_scale=first.indexer.scale, routed_scale=config.routed_scaling_factor,
+            **draft,
         )  # fmt: skip
         return Decoder(weights, model.embed_tokens.weight.dtype, self.keep)
 

@@ -76,6 +76,8 @@ class Step {
     // 0; 1 when memory ran out; 2 when an id is outside the vocabulary.
     int run(const Batch& batch);
 
+    const ModelWeights& model() const { return m; }
+
    private:
     static constexpr int64_t LEAST_STRETCH = 64, MOST_STRETCHES = 16;
     static constexpr int64_t SPINS = 10000;  // some hundred microseconds
@@ -85,6 +87,7 @@ class Step {
 
     std::vector<float> cosines, sines;              // [n][rope / 2]
     Rows<T> x, normed, query_latent, attended, inner, expert_inner;
+    Rows<T> joined;                                 // input of a draft layer
     Rows<T> query_raw, latent_raw, key_raw;         // before their norms
     std::vector<float> head_weights, router_logits; // [n][index heads], [n][experts]
 
@@ -123,6 +126,8 @@ class Step {
     void prepare_attention();
     void prepare_feed_forward();
     void prepare_scratch();
+    void join();
+    void mix(Scratch<T>& s);
     void logits(Scratch<T>& s);
 
     void attention(int64_t layer, Scratch<T>& s);

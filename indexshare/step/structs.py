@@ -46,11 +46,11 @@ class LayerWeights(ctypes.Structure):
 
 
 class ModelWeights(ctypes.Structure):
-    """The trunk and its head, with all sizes."""
+    """The trunk and its head, with all sizes; or the draft layer in the trunk's place, with what makes its input."""
 
     _fields_ = (
-        *((name, _POINTER) for name in ("embedding", "final_norm")),
-        ("head", Matrix), ("layers", ctypes.POINTER(LayerWeights)), ("frequencies", _POINTER),
+        *((name, _POINTER) for name in ("embedding", "final_norm", "embedding_norm", "state_norm")),
+        ("mix", Matrix), ("head", Matrix), ("layers", ctypes.POINTER(LayerWeights)), ("frequencies", _POINTER),
         *((name, _INTEGER) for name in (
             "num_layers", "vocabulary", "hidden", "heads", "rank", "rope", "nope", "value", "query_rank",
             "index_heads", "index_width", "topk", "interleave", "experts", "experts_per_token", "groups",
@@ -69,7 +69,7 @@ class Batch(ctypes.Structure):
         *((name, _POINTER) for name in ("ids", "positions", "slots", "tables", "latents", "index_keys")),
         *((name, _INTEGER) for name in ("rows", "block_size", "limit")),
         ("hidden", _POINTER), ("wanted", _POINTER), ("num_wanted", _INTEGER), ("logits", _POINTER),
-        ("threads", _INTEGER),
+        ("threads", _INTEGER), ("states", _POINTER), ("ahead", _INTEGER), ("reuse", _POINTER),
     )  # fmt: skip
 
 

@@ -44,6 +44,10 @@ class Attention(nn.Module, ABC):
         """
 
     @abstractmethod
+    def store(self, x: Tensor, pass_: ForwardPass) -> None:
+        """Write the rows of the cache that `forward` writes for x `[N, hidden]`; select and attend to nothing."""
+
+    @abstractmethod
     def reuse(self, x: Tensor, pass_: ForwardPass, selection: Selection) -> Tensor:
         """Attend to what an earlier pass wrote and selected; writes nothing. `[N, hidden]` from `[N, hidden]`."""
 

@@ -63,6 +63,12 @@ class MLA(Attention):
             )
         return self.attend(q, pass_.view, selection), selection
 
+    def store(self, x: Tensor, pass_: ForwardPass) -> None:
+        """Latents, and the indexer's keys if it has one."""
+        pass_.view.write(self.layer, LATENTS, self.latents(x, pass_.rope))
+        if self.indexer is not None:
+            self.indexer.store(x, pass_)
+
     def reuse(self, x: Tensor, pass_: ForwardPass, selection: Selection) -> Tensor:
         """Queries of x over what an earlier pass wrote, `[N, hidden]`."""
         return self.attend(self.queries(x, pass_.rope)[1], pass_.view, selection)

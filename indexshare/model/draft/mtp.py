@@ -80,6 +80,11 @@ class MTPLayer(nn.Module):
         return DraftState(self.shared_head_norm(out), selection)
 
     @in_own_type
+    def store(self, embeddings: Tensor, hidden: Tensor, view: BatchView) -> None:
+        """What step 1 writes, and nothing else of it: latents and index keys; arguments as in `forward`."""
+        self.layer.store(self._mix(embeddings, hidden), ForwardPass.begin(self.config, view))
+
+    @in_own_type
     def step(self, embeddings: Tensor, state: DraftState, view: BatchView, step: int) -> DraftState:
         """Step `step` (2, 3, ...): reads what step 1 wrote and writes nothing.
 

@@ -1,6 +1,7 @@
 """Models without weights for testing the engine: exact arithmetic, so every difference is the engine's."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class ScriptModel(HashModel):
 
 
 class BrokenModel(HashModel):
-    """Gives NaN once a sequence contains the token 99; raises when told to."""
+    """Gives NaN from the token 99 of a sequence on; raises when told to."""
 
     def __init__(self, config: ModelConfig = TINY) -> None:
         super().__init__(config)
@@ -73,8 +74,8 @@ class BrokenModel(HashModel):
         hidden = super().trunk(token_ids, view)
         if self.failure is not None:
             raise self.failure()
-        bad = [bool((view.read(0, LATENTS, i)[:, 0] == 99).any()) for i in range(len(view.spans))]
-        rows = torch.cat([torch.full((s.length, 1), b) for s, b in zip(view.spans, bad, strict=True)])
+        seen = [(view.read(0, LATENTS, i)[:, 0] == 99).cumsum(0) > 0 for i in range(len(view.spans))]
+        rows = torch.cat([bad[s.past :, None] for s, bad in zip(view.spans, seen, strict=True)])
         return torch.where(rows, torch.nan, hidden.double())
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -88,7 +89,7 @@ def make_engine(
     block_size: int = 4,
     token_budget: int = 64,
     tokenizer: Tokenizer | None = None,
-    **settings: int,
+    **settings: Any,
 ) -> Engine:
     """An engine around a fake model."""
     model = HashModel() if model is None else model

@@ -86,6 +86,9 @@ class MeanAttention(Attention):
         selection = self.inherited(selection)
         return self.reuse(x, pass_, selection), selection
 
+    def store(self, x: Tensor, pass_: ForwardPass) -> None:
+        pass_.view.write(self.layer, VALUES, self.v_proj(x))
+
     def reuse(self, x: Tensor, pass_: ForwardPass, selection: Selection) -> Tensor:
         view, chosen = pass_.view, dict(zip(selection.rows.tolist(), selection.positions, strict=True))
         means = []
