@@ -17,6 +17,7 @@ from indexshare.cache.codecs import PlainCodec, Pool, make_codec
 from indexshare.cache.view import BatchView, Span, pack_spans
 from indexshare.config import ModelConfig
 from indexshare.config.layers import Stream, layer_streams
+from indexshare.ops.coded.rows import Rows
 
 
 class PagedCache:
@@ -72,8 +73,8 @@ class PagedCache:
             for layer, of_layer in streams.items()
             for stream in of_layer
         }
-        # Whether every pool holds its rows as they are, so that kernels can read them in place.
-        self.is_plain = all(pool.codec.is_plain for pool in self.pools.values())
+        # Whether kernels can read and write every pool in place.
+        self.in_place = all(pool.codec.is_plain or pool.codec.layout is not None for pool in self.pools.values())
         self._tables: WeakKeyDictionary[BlockTable, Tensor] = WeakKeyDictionary()
 
     def _pool(self, stream: Stream, codec_name: str | None) -> Pool:
@@ -183,12 +184,17 @@ class PagedView(BatchView):
 
     def read(self, layer: int, stream: str, sequence: int) -> Tensor:
         """Rows `[T_i, W]`; a view when the sequence's blocks are one run and the codec is plain, else a copy."""
+        rows = self.stored(layer, stream, sequence)
+        return rows if isinstance(rows, Tensor) else rows[:]
+
+    def stored(self, layer: int, stream: str, sequence: int) -> Rows:
+        """The same rows as they lie: the pool's own memory when the blocks are one run."""
         pool = self.cache.pool(layer, stream)
         table, size = self._block_tables[sequence], self.cache.block_size
         total = self.spans[sequence].total
         if table.is_run:
             return pool.run(table.ids[0] * size, total)
-        return pool.blocks(self.cache.block_ids(table)[: -(-total // size)], size)[:total]
+        return pool.blocks(self.cache.block_ids(table)[: -(-total // size)], size, total)
 
     def pool(self, layer: int, stream: str) -> Pool:
         """The cache's pool."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from indexshare.cache.codecs import PlainCodec, Pool
 from indexshare.config.layers import Stream
+from indexshare.ops.coded.rows import Rows
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,10 @@ class BatchView(ABC):
     @abstractmethod
     def read(self, layer: int, stream: str, sequence: int) -> Tensor:
         """Rows `[T_i, W]` of one sequence, in order of position."""
+
+    def stored(self, layer: int, stream: str, sequence: int) -> Rows:
+        """The same rows as they lie, for kernels that read them in place."""
+        return self.read(layer, stream, sequence)
 
     @abstractmethod
     def pool(self, layer: int, stream: str) -> Pool:

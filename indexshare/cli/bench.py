@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from indexshare.cli.options import CacheOptions
 from indexshare.cli.output import console, note, print_json, print_pairs, print_table, size
 from indexshare.text.files import plural
 
@@ -90,6 +91,7 @@ def bench(
     *,
     options: BenchOptions | None = None,
     dtype: str | None = None,
+    cache: CacheOptions | None = None,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> int:
     """Measure reading, writing and memory of a model on this CPU, beside the machine's own limits.
@@ -102,7 +104,7 @@ def bench(
     model
         Name of a shipped model, a model directory, or a config.json or preset, which get random weights.
     dtype
-        Type of weights and cache: float32 or bfloat16. As stored unless given.
+        Type of weights and computing, and of the cache unless it is given: float32 or bfloat16. As stored unless given.
     json
         Print one JSON object instead of tables.
     """
@@ -110,7 +112,7 @@ def bench(
     from indexshare.measure.report import run_bench
     from indexshare.measure.subject import Subject
 
-    subject = Subject.find(model, dtype)
+    subject = Subject.find(model, dtype, *(cache or CacheOptions()).names)
     settings = (options or BenchOptions()).settings(subject.config.max_position_embeddings)
     with MeasuringBar() as bar:
         report = run_bench(subject, settings, shlex.join(["indexshare", *sys.argv[1:]]), bar)

@@ -89,6 +89,7 @@ def enter(
         subject = load_subject(
             name, text=text.text, patterns=text.pattern, packages=text.unseen, needs_text=needs_text,
             dtype=running.dtype, weights=running.weights, device=running.device,
+            caches=(running.cache_dtype, running.index_cache_dtype),
         )  # fmt: skip
         entrants.append(Entrant(name=name, subject=subject, asker=subject.asker(form) if asked else None))
     return entrants + servers

@@ -37,6 +37,11 @@ class ModelOptions:
     cache_tokens
         Tokens that the cache holds over all prompts at a time. As many as half of the free memory has room for, or as
         are needed, unless given.
+    cache_dtype
+        How the cache keeps past tokens: float32, bfloat16, fp8 or int8; the last two take about half of bfloat16.
+        As they are computed unless given.
+    index_cache_dtype
+        The same for the index keys alone.
     draft_tokens
         Guess so many tokens ahead (0 to 15) and verify them in one step, or auto for as many as pay. Faster where
         guesses are good; text at temperature 0 stays the same.
@@ -52,6 +57,8 @@ class ModelOptions:
     device: str = "cpu"
     full_attention_below: int = 0
     cache_tokens: int | None = None
+    cache_dtype: str | None = None
+    index_cache_dtype: str | None = None
     draft_tokens: int | Literal["auto"] = 0
     drafter: Literal["lookup", "mtp", "both"] = "lookup"
     threads: int | None = None
@@ -82,9 +89,12 @@ class ModelOptions:
 
     def load(self, tokenizer: Tokenizer, *, cache_tokens: int | None = None) -> LLM:
         """The engine around the model; room for `cache_tokens` tokens, or the engine's choice, unless the user said."""
+        from indexshare.cache.codecs import codec_name
         from indexshare.engine.llm import LLM
 
         check_device(self.device)
+        codec_name("--cache-dtype", self.cache_dtype)
+        codec_name("--index-cache-dtype", self.index_cache_dtype)
         return LLM(
             self.model,
             tokenizer=tokenizer,
@@ -92,11 +102,35 @@ class ModelOptions:
             weights=self.weights,
             device=self.device,
             cache_tokens=cache_tokens if self.cache_tokens is None else self.cache_tokens,
+            cache_dtype=self.cache_dtype,
+            index_cache_dtype=self.index_cache_dtype,
             full_attention_below=self.full_attention_below,
             draft_tokens=self.draft_tokens,
             drafter=self.drafter,
             threads=self.threads,
         )
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CacheOptions:
+    """How a measured model keeps past tokens.
+
+    Parameters
+    ----------
+    cache_dtype
+        How the cache keeps past tokens: float32, bfloat16, fp8 or int8. As they are computed unless given.
+    index_cache_dtype
+        The same for the index keys alone.
+    """
+
+    cache_dtype: str | None = None
+    index_cache_dtype: str | None = None
+
+    @property
+    def names(self) -> tuple[str | None, str | None]:
+        """Of everything, and of the index keys."""
+        return self.cache_dtype, self.index_cache_dtype
 
 
 @Parameter(name="*")

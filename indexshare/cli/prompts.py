@@ -46,6 +46,8 @@ class Job:
     def key(self, options: ModelOptions) -> str:
         """A hash of everything that decides its text: a result with it need not be made again."""
         how = [options.model, options.dtype, options.weights, options.device, options.full_attention_below]
+        kept = [options.cache_dtype, options.index_cache_dtype]
+        how += kept if any(kept) else []  # results made before there were these options are still good
         text = json.dumps([how, self.prompt, asdict(self.params), self.sample], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

@@ -50,12 +50,18 @@ class RunOptions:
         float32 or bfloat16; unless given, float32 on a CPU, else as stored.
     weights
         int8 or int4: measure the model with its matrices in 8 or 4 bits per weight, as `generate --weights` runs it.
+    cache_dtype
+        fp8, int8 or bfloat16: measure the model with its cache in that type, as `generate --cache-dtype` runs it.
+    index_cache_dtype
+        The same for the index keys alone.
     device
         Where to run: cpu, cuda, cuda:1, ...
     """
 
     dtype: str | None = None
     weights: str | None = None
+    cache_dtype: str | None = None
+    index_cache_dtype: str | None = None
     device: str = "cpu"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from indexshare.config import ModelConfig
-from indexshare.planner.memory import cache_bytes_per_token
+from indexshare.planner.memory import RowBytes, cache_bytes_per_token
 
 _SEQUENCES = 4  # full-length sequences to have room for
 _SHARE_OF_FREE_MEMORY = 0.5
@@ -16,14 +16,14 @@ _SHARE_OF_FREE_MEMORY = 0.5
 
 def default_cache_tokens(
     config: ModelConfig, max_context: int, *, block_size: int, element_bytes: int, device: torch.device,
-    draft: bool = False,
+    draft: bool = False, row_bytes: RowBytes | None = None,
 ) -> int:  # fmt: skip
-    """Tokens to reserve: four full contexts, within half of the memory that is free.
+    """Tokens to reserve: four full contexts, within half of the memory that is free; rows as in `cache_bytes`.
 
     Raises:
         ValueError: not even one block fits.
     """
-    per_token = cache_bytes_per_token(config, element_bytes, draft=draft)
+    per_token = cache_bytes_per_token(config, element_bytes, draft=draft, row_bytes=row_bytes)
     affordable = int(_SHARE_OF_FREE_MEMORY * free_memory(device)) // per_token // block_size
     if affordable < 1:
         raise ValueError(

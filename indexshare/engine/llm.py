@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from indexshare.cache.codecs import codec_name, codecs_by_stream, row_bytes
 from indexshare.cache.paged import PagedCache
 from indexshare.config.arguments import as_integer
 from indexshare.engine.admission import check_prompt
@@ -48,6 +49,9 @@ class LLM:
         max_context: most positions of one sequence; by default all that the model was made for.
         cache_tokens: tokens that the cache holds over all sequences; by default four full contexts within
             half of the free memory. Rounded up to whole blocks.
+        cache_dtype: how the cache keeps what is remembered of every token: "float32", "bfloat16", "fp8" or "int8"
+            (`cache.codecs`); by default as it is computed. Values are rounded once, when they are written.
+        index_cache_dtype: the same for the index keys alone; by default `cache_dtype`.
         prefill_chunk: most tokens computed in one step; bounds the memory of a long prompt.
         max_batch: most sequences generating at a time.
         full_attention_below: contexts up to this length are attended in full instead of sparsely.
@@ -72,6 +76,8 @@ class LLM:
         weights: str | None = None,
         max_context: int | None = None,
         cache_tokens: int | None = None,
+        cache_dtype: torch.dtype | str | None = None,
+        index_cache_dtype: torch.dtype | str | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         max_batch: int = 64,
         full_attention_below: int = 0,
@@ -83,6 +89,8 @@ class LLM:
         cache_tokens = _positive("cache_tokens", cache_tokens)
         prefill_chunk = as_integer("prefill_chunk", prefill_chunk, low=1)
         max_batch = as_integer("max_batch", max_batch, low=1)
+        cache_dtype = codec_name("cache_dtype", cache_dtype)
+        index_cache_dtype = codec_name("index_cache_dtype", index_cache_dtype)
         full_attention_below = as_integer("full_attention_below", full_attention_below, low=0)
         draft_tokens = build.check(draft_tokens, drafter)
         _set_threads(threads)
@@ -95,12 +103,14 @@ class LLM:
             raise ValueError(f"max_context is {max_context}, but the model was made for {longest} positions")
         drafter = build.fitting(draft_tokens, drafter, config)
         draft = build.uses_layer(draft_tokens, drafter)
+        codecs = codecs_by_stream(config, cache_dtype, index_cache_dtype)
         if cache_tokens is None:
             cache_tokens = default_cache_tokens(
-                config, self.max_context,
-                block_size=BLOCK_SIZE, element_bytes=embedding.element_size(), device=embedding.device, draft=draft,
+                config, self.max_context, block_size=BLOCK_SIZE, element_bytes=embedding.element_size(),
+                device=embedding.device, draft=draft, row_bytes=row_bytes(codecs, embedding.dtype),
             )  # fmt: skip
-        cache = PagedCache(config, -(-cache_tokens // BLOCK_SIZE), BLOCK_SIZE, embedding.dtype, embedding.device, draft)
+        blocks = -(-cache_tokens // BLOCK_SIZE)
+        cache = PagedCache(config, blocks, BLOCK_SIZE, embedding.dtype, embedding.device, draft, codecs)
         self.engine = Engine(
             self.model,
             cache,

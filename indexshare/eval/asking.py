@@ -81,6 +81,7 @@ class ModelAsker:
         tokenizer: the model's.
         form: chat form needs a template.
         template: the model's.
+        caches: `cache_dtype` and `index_cache_dtype` of its engine.
 
     Raises:
         ValueError: chat form without a template.
@@ -94,6 +95,7 @@ class ModelAsker:
         *,
         form: Form = "base",
         template: ChatTemplate | None = None,
+        caches: tuple[str | None, str | None] = (None, None),
     ) -> None:
         if form == "chat" and template is None:
             raise ValueError(
@@ -101,8 +103,9 @@ class ModelAsker:
                 "tokenizer_config.json; add one, or ask in base form (--form base)"
             )
         self.name, self.form = name, form
-        self.identity = fingerprint(model, tokenizer, template.source if template and form == "chat" else "")
-        self._model, self._tokenizer, self._template = model, tokenizer, template
+        kept = f"cache {caches}" if any(caches) else ""
+        self.identity = fingerprint(model, tokenizer, (template.source if template and form == "chat" else "") + kept)
+        self._model, self._tokenizer, self._template, self._caches = model, tokenizer, template, caches
         self._llm: LLM | None = None
 
     def counter(self, task: LongTask) -> Counter:
@@ -123,7 +126,10 @@ class ModelAsker:
 
     def _batch(self, questions: list[Question], cache_tokens: int) -> Iterator[tuple[Question, Answer]]:
         if self._llm is None or self._llm.cache.num_tokens < cache_tokens:
-            self._llm = LLM(self._model, tokenizer=self._tokenizer, cache_tokens=cache_tokens)
+            self._llm = LLM(
+                self._model, tokenizer=self._tokenizer, cache_tokens=cache_tokens, cache_dtype=self._caches[0],
+                index_cache_dtype=self._caches[1],
+            )  # fmt: skip
         params = [SamplingParams(max_tokens=question.max_tokens, temperature=0.0) for question in questions]
         outputs = self._llm.generate([self._prompt(question.prompt) for question in questions], params)
         for question, output in zip(questions, outputs, strict=True):

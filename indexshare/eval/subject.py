@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 
 from indexshare.adapt.quantized import check_weights, packing
+from indexshare.adapt.rounded_rows import round_rows
+from indexshare.cache.codecs import codec_name, codecs_by_stream
 from indexshare.checkpoint.load import load_model
 from indexshare.config.share_plan import SharePlan
 from indexshare.config.shipped import model_directory
@@ -38,6 +40,7 @@ class Subject:
         left_out: files that could not be taken as text, and why.
         dtype, device: how the model was loaded, for a second one to compare with.
         template: the model's chat template, if it has one.
+        caches: codecs whose rounding is measured, of everything that a cache keeps and of index keys.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Subject:
     dtype: str | torch.dtype | None = None
     device: str = "cpu"
     template: ChatTemplate | None = None
+    caches: tuple[str | None, str | None] = (None, None)
 
     @property
     def context(self) -> int:
@@ -57,7 +61,7 @@ class Subject:
 
     def asker(self, form: Form) -> ModelAsker:
         """The model as one that answers questions; ValueError for chat form without a template."""
-        return ModelAsker(self.name, self.model, self.tokenizer, form=form, template=self.template)
+        return ModelAsker(self.name, self.model, self.tokenizer, form=form, template=self.template, caches=self.caches)
 
 
 def split_sharing(name: str) -> tuple[str, dict[str, tuple[str, ...]]]:
@@ -82,6 +86,7 @@ def load_subject(
     dtype: str | None = None,
     weights: str | None = None,
     device: str = "cpu",
+    caches: tuple[str | None, str | None] = (None, None),
 ) -> Subject:
     """Read the text, then load the model: a wrong folder costs nothing.
 
@@ -95,6 +100,7 @@ def load_subject(
         dtype: as in `load_model`; float32 on a CPU unless given.
         weights: int8 or int4 for packed weights.
         device: where to run.
+        caches: codecs whose rounding is to be measured, of everything that a cache keeps and of index keys.
 
     Raises:
         ValueError: an unknown model, no such text, or both `text` and `packages`.
@@ -102,6 +108,7 @@ def load_subject(
     if text is not None and packages:
         raise ValueError("--text and --packages both name what to score; give one of them")
     check_weights(weights, device)
+    named = [codec_name(*pair) for pair in zip(("--cache-dtype", "--index-cache-dtype"), caches, strict=True)]
     plain, changes = split_sharing(name)
     directory, held_out, everything = model_directory(plain), list[Document](), list[Document]()
     left_out: tuple[SkippedFile, ...] = ()
@@ -118,8 +125,10 @@ def load_subject(
         if changes:  # indexers that the plan does not need are left out, as was asked for
             warnings.filterwarnings("ignore", message=".*indexer tensors of Shared layers")
         model = load_model(directory, dtype=kind, device=device, config_overrides=changes, adapt=packing(weights))
+    if any(named):
+        round_rows(model, codecs_by_stream(model.config, *named))
     tokenizer = Tokenizer.load(directory)
     return Subject(
         name=name, model=model, tokenizer=tokenizer, held_out=held_out, everything=everything, left_out=left_out,
-        dtype=kind, device=device, template=ChatTemplate.load(directory),
+        dtype=kind, device=device, template=ChatTemplate.load(directory), caches=caches,
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """Peak memory of a prompt against the plan. Every length runs in its own process: a peak covers a whole process.
 
-    python -m indexshare.measure.memory NAME DTYPE LENGTH DECODE_TOKENS THREADS
+    python -m indexshare.measure.memory NAME DTYPE LENGTH DECODE_TOKENS THREADS CACHE_DTYPE INDEX_CACHE_DTYPE
 
-is such a process. It writes `progress DONE TOTAL` while it reads and `result {...}` at the end.
+is such a process (`-` for what is not given). It writes `progress DONE TOTAL` as it reads, and `result {...}` at last.
 """
 
 from __future__ import annotations
@@ -83,13 +83,14 @@ def measure_memory(
     subject: Subject, length: int, decode_tokens: int, threads: int, *, on_prefill: Progress | None = None
 ) -> MemoryResult:
     """Start the process and wait for it; a process that the system ends (no memory left) is a result too."""
-    plan = plan_memory(subject.config, length, element_bytes=subject.element_bytes, chunk=PREFILL_CHUNK)
+    plan = plan_memory(
+        subject.config, length, element_bytes=subject.element_bytes, chunk=PREFILL_CHUNK, row_bytes=subject.row_bytes
+    )
     dtype = str(subject.dtype).removeprefix("torch.")
     command = [sys.executable, "-m", "indexshare.measure.memory", subject.name, dtype]
+    command += [str(length), str(decode_tokens), str(threads), *(name or "-" for name in subject.caches)]
     run = None
-    with subprocess.Popen(
-        [*command, str(length), str(decode_tokens), str(threads)], stdout=subprocess.PIPE, text=True
-    ) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             word, _, rest = line.partition(" ")
@@ -114,7 +115,7 @@ def run_here(subject: Subject, length: int, decode_tokens: int, on_prefill: Prog
     program = resident_memory_bytes()
     model = subject.load()
     loaded = resident_memory_bytes()
-    llm = engine_for(model, length, decode_tokens)
+    llm = engine_for(model, length, decode_tokens, caches=subject.caches)
     run = request(llm, random_prompt(subject.config, length), decode_tokens, on_prefill=on_prefill)
     return MemoryRun(
         program_bytes=program,
@@ -134,10 +135,11 @@ def _warm_up(dtype: torch.dtype) -> None:
 
 def main(arguments: list[str]) -> None:
     """What `measure_memory` starts."""
-    name, dtype, length, decode_tokens, threads = arguments
+    name, dtype, length, decode_tokens, threads, *caches = arguments
     torch.set_num_threads(int(threads))
     run = run_here(
-        Subject.find(name, dtype), int(length), int(decode_tokens),
+        Subject.find(name, dtype, *(None if cache == "-" else cache for cache in caches)),
+        int(length), int(decode_tokens),
         lambda done, total: print("progress", done, total, flush=True),
     )  # fmt: skip
     print("result", json.dumps(asdict(run)), flush=True)

@@ -125,6 +125,8 @@ class BenchReport:
                 "weights": "random" if self.subject.directory is None else "trained",
                 "parameters": count_parameters(config).total,
                 "dtype": str(self.subject.dtype).removeprefix("torch."),
+                "cache_dtype": self.subject.cache_dtype,
+                "index_cache_dtype": self.subject.index_cache_dtype,
                 "pattern": config.share_plan.pattern,
                 "index_topk": config.index_topk,
             },
@@ -226,7 +228,8 @@ def _measure_speed(report: BenchReport, model: GlmMoeDsa, teller: Teller) -> Non
     for length in (0, *settings.lengths):
         jobs: dict[str, Callable[[], Run]] = {}
         for name in wanted:
-            jobs[name] = _request_job(models[name], length, settings.decode_tokens, name == "full-attention", teller)
+            full = name == "full-attention"
+            jobs[name] = _request_job(subject, models[name], length, settings.decode_tokens, full, teller)
 
         def on_run(name: str, turn: int, length: int = length) -> None:
             teller.begin(f"{name}, {length:,} tokens, run {turn + 1}")
@@ -235,15 +238,16 @@ def _measure_speed(report: BenchReport, model: GlmMoeDsa, teller: Teller) -> Non
         assert report.ceilings is not None
         for name in wanted:
             config, width = models[name].config, subject.element_bytes
-            report.speed.append(speed_result(name, config, width, length, runs[name], report.ceilings))
+            found = speed_result(name, config, width, length, runs[name], report.ceilings, subject.row_bytes)
+            report.speed.append(found)
 
 
 def _request_job(
-    model: GlmMoeDsa, length: int, decode_tokens: int, full_attention: bool, teller: Teller
+    subject: Subject, model: GlmMoeDsa, length: int, decode_tokens: int, full_attention: bool, teller: Teller
 ) -> Callable[[], Run]:
     """A request of `length` tokens, in an engine that is warm."""
     prompt = random_prompt(model.config, max(length, 1))
-    llm = engine_for(model, len(prompt), decode_tokens, full_attention=full_attention)
+    llm = engine_for(model, len(prompt), decode_tokens, full_attention=full_attention, caches=subject.caches)
     request(llm, prompt[: PREFILL_CHUNK + 1], 1)
 
     def job() -> Run:

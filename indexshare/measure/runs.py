@@ -19,6 +19,7 @@ from indexshare.measure.timing import Spread
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.planner.flops import Work, cache_row_bytes, prefill_flops, step_bytes, token_flops
+from indexshare.planner.memory import RowBytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +35,16 @@ def random_prompt(config: ModelConfig, length: int) -> list[int]:
     return torch.randint(config.vocab_size, (length,), generator=torch.Generator().manual_seed(length)).tolist()
 
 
-def engine_for(model: GlmMoeDsa, length: int, decode_tokens: int, *, full_attention: bool = False) -> LLM:
-    """An engine with a cache for one request of that size."""
+def engine_for(
+    model: GlmMoeDsa, length: int, decode_tokens: int, *, full_attention: bool = False,
+    caches: tuple[str | None, str | None] = (None, None),
+) -> LLM:  # fmt: skip
+    """An engine with a cache for one request of that size; `caches` are `cache_dtype` and `index_cache_dtype`."""
     return LLM(
-        model,
-        cache_tokens=length + decode_tokens + BLOCK_SIZE,
-        prefill_chunk=PREFILL_CHUNK,
+        model, cache_tokens=length + decode_tokens + BLOCK_SIZE, cache_dtype=caches[0],
+        index_cache_dtype=caches[1], prefill_chunk=PREFILL_CHUNK,
         full_attention_below=FULL_ATTENTION if full_attention else 0,
-    )
+    )  # fmt: skip
 
 
 def request(
@@ -88,8 +91,9 @@ class SpeedResult:
 
 
 def speed_result(
-    variant: str, config: ModelConfig, element_bytes: int, length: int, runs: list[Run], ceilings: Ceilings
-) -> SpeedResult:
+    variant: str, config: ModelConfig, element_bytes: int, length: int, runs: list[Run], ceilings: Ceilings,
+    row_bytes: RowBytes | None = None,
+) -> SpeedResult:  # fmt: skip
     """Medians over runs (prefill) and over all tokens of all runs (decode), beside the ceilings.
 
     Full attention is counted in its expanded form, which needs fewer operations.
@@ -101,26 +105,37 @@ def speed_result(
     if length:
         prefill_s = Spread.of(run.prefill_s for run in runs)
         work = prefill_flops(config, length, full_attention=full, absorbed=not full)
-        moved = prefill_bytes(config, element_bytes, length, full_attention=full)
+        moved = prefill_bytes(config, element_bytes, length, row_bytes, full_attention=full)
         prefill = bound_of(work.total, moved, prefill_s.median, ceilings)
-    read = _step(config, element_bytes, length + 1, 1, full_attention=full)
+    read = _step(config, element_bytes, length + 1, 1, row_bytes, full_attention=full)
     return SpeedResult(
         variant=variant, length=length, prefill_s=prefill_s, decode_s=decode_s, prefill=prefill,
         decode=bound_of(flops, read.total, decode_s.median, ceilings), prefill_flops=work, decode_bytes=read,
     )  # fmt: skip
 
 
-def prefill_bytes(config: ModelConfig, element_bytes: int, length: int, *, full_attention: bool = False) -> int:
+def prefill_bytes(
+    config: ModelConfig, element_bytes: int, length: int, row_bytes: RowBytes | None = None,
+    *, full_attention: bool = False,
+) -> int:  # fmt: skip
     """Bytes that the engine's chunks have to read: the weights once for each, and the cache rows that are attended."""
     bounds = [*range(0, length, PREFILL_CHUNK), length]
     return sum(
-        _step(config, element_bytes, stop, stop - start, full_attention=full_attention).total
+        _step(config, element_bytes, stop, stop - start, row_bytes, full_attention=full_attention).total
         for start, stop in itertools.pairwise(bounds)
     )
 
 
-def _step(config: ModelConfig, element_bytes: int, context: int, rows: int, *, full_attention: bool) -> Work:
-    latent_row, index_key = cache_row_bytes(config, element_bytes)
+def _step(
+    config: ModelConfig,
+    element_bytes: int,
+    context: int,
+    rows: int,
+    row_bytes: RowBytes | None,
+    *,
+    full_attention: bool,
+) -> Work:
+    latent_row, index_key = cache_row_bytes(config, element_bytes, row_bytes)
     return step_bytes(
         config, context, rows=rows, weight_bytes=element_bytes, latent_row_bytes=latent_row,
         index_key_bytes=index_key, full_attention=full_attention,

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
+from indexshare.cache.codecs import codec_name, codecs_by_stream, row_bytes
 from indexshare.checkpoint.load import load_model, parse_dtype
 from indexshare.config import ModelConfig
 from indexshare.config.shipped import find_config
 from indexshare.engine.capacity import free_memory
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.planner.memory import count_parameters
+from indexshare.planner.memory import RowBytes, count_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +26,7 @@ class Subject:
         source: `"shipped model"`, `"directory"`, `"configuration file"` or `"preset"`.
         directory: with weights, or None: then they are random.
         dtype: to load them in.
+        cache_dtype, index_cache_dtype: how the cache keeps past tokens, as in `LLM`.
     """
 
     name: str
@@ -32,24 +34,43 @@ class Subject:
     source: str
     directory: Path | None
     dtype: torch.dtype
+    cache_dtype: str | None = None
+    index_cache_dtype: str | None = None
 
     @classmethod
-    def find(cls, name: str, dtype: str | None = None) -> Subject:
+    def find(
+        cls, name: str, dtype: str | None = None, cache_dtype: str | None = None, index_cache_dtype: str | None = None
+    ) -> Subject:
         """By name, directory or config file; `dtype` float32 or bfloat16, by default as stored.
 
         Raises:
             ValueError: no such model, or another type.
         """
+        cache_dtype = codec_name("--cache-dtype", cache_dtype)
+        index_cache_dtype = codec_name("--index-cache-dtype", index_cache_dtype)
         config, source, directory = find_config(name)
         chosen = parse_dtype(config.dtype if dtype is None else dtype)
         if chosen not in (torch.float32, torch.bfloat16):
             raise ValueError(f"--dtype is {dtype or config.dtype}; this measures float32 and bfloat16")
-        return cls(name=name, config=config, source=source, directory=directory, dtype=chosen)
+        return cls(
+            name=name, config=config, source=source, directory=directory, dtype=chosen, cache_dtype=cache_dtype,
+            index_cache_dtype=index_cache_dtype,
+        )  # fmt: skip
 
     @property
     def element_bytes(self) -> int:
-        """Bytes of one weight and of one value in the cache."""
+        """Bytes of one weight."""
         return torch.finfo(self.dtype).bits // 8
+
+    @property
+    def row_bytes(self) -> RowBytes:
+        """Bytes of a row of a cache stream."""
+        return row_bytes(codecs_by_stream(self.config, self.cache_dtype, self.index_cache_dtype), self.dtype)
+
+    @property
+    def caches(self) -> tuple[str | None, str | None]:
+        """How the cache keeps everything, and index keys: for `runs.engine_for`."""
+        return self.cache_dtype, self.index_cache_dtype
 
     def check_fits(self) -> None:
         """Refuse (ValueError) weights that do not fit the free memory."""

@@ -103,8 +103,11 @@ class Indexer(nn.Module):
             if count:
                 part = slice(start, start + count)
                 at = view.positions[rows[part]]
-                keys = view.read(self.layer, INDEX_KEYS, i)
-                chosen = selector(q[part], weights[part], keys, at, self.topk)
+                if selector is content:
+                    keys = view.stored(self.layer, INDEX_KEYS, i)
+                    chosen = content(q[part], weights[part], keys, at, self.topk)
+                else:
+                    chosen = selector(q[part], weights[part], view.read(self.layer, INDEX_KEYS, i), at, self.topk)
                 positions.append(chosen)
                 at_slots = view.slots(i, chosen)
                 # A query with a selection has more keys than it may choose: content leaves no place empty.

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from indexshare import ops
 from indexshare.config import ModelConfig
+from indexshare.ops.coded.rows import Rows
 
 
 class Selector(Protocol):
@@ -27,8 +28,8 @@ class Selector(Protocol):
         """Positions of the chosen keys."""
 
 
-def content(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, topk: int) -> Tensor:
-    """The keys with the best index scores."""
+def content(q: Tensor, weights: Tensor, keys: Rows, positions: Tensor, topk: int) -> Tensor:
+    """The keys with the best index scores; the keys also as a cache keeps them."""
     return ops.select_topk(q, weights, keys, positions, topk)
 
 

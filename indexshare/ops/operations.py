@@ -6,6 +6,7 @@ are imported here, everything else when a call first considers it.
 
 from __future__ import annotations
 
+from indexshare.ops.coded import reference as coded
 from indexshare.ops.dense_attention import reference as dense
 from indexshare.ops.experts import reference as mixture
 from indexshare.ops.indexer import reference as indexer
@@ -41,6 +42,10 @@ select_topk = Operation(
 sparse_mla = Operation(
     sparse.sparse_mla, REFERENCE,
     _cpu("sparse_mla.cpu_impl", "sparse_mla", "unsupported"), _torch("sparse_mla.torch_impl", "sparse_mla"),
+)  # fmt: skip
+encode_rows = Operation(
+    coded.encode_rows, REFERENCE,
+    _cpu("coded.cpu_impl", "encode_rows", "unsupported"), _torch("coded.torch_impl", "encode_rows"),
 )  # fmt: skip
 dense_attention = Operation(
     dense.dense_attention, REFERENCE, _torch("dense_attention.torch_impl", "dense_attention"),

@@ -18,12 +18,13 @@
 #endif
 
 extern "C" int indexshare_select_topk(int is_bf16, const void* q, const float* weights, const void* keys,
-                                      int64_t key_stride, const int64_t* positions, int64_t queries, int64_t heads,
-                                      int64_t width, int64_t num_keys, int64_t topk, int64_t* out, int threads);
+                                      int64_t key_stride, int64_t kind, int64_t precise, const int64_t* positions,
+                                      int64_t queries, int64_t heads, int64_t width, int64_t num_keys, int64_t topk,
+                                      int64_t* out, int threads);
 extern "C" int indexshare_sparse_mla(int is_bf16, const void* q, const void* pool, int64_t pool_stride,
-                                     const int64_t* slots, int64_t queries, int64_t heads, int64_t width,
-                                     int64_t values, int64_t chosen, int64_t rows, float scale, void* out, float* lse,
-                                     int threads);
+                                     int64_t kind, int64_t precise, const int64_t* slots, int64_t queries,
+                                     int64_t heads, int64_t width, int64_t values, int64_t chosen, int64_t rows,
+                                     float scale, void* out, float* lse, int threads);
 
 namespace indexshare {
 namespace {
@@ -81,9 +82,9 @@ const char* check_indexer() {
     const Numbers weights = source.numbers(QUERIES * HEADS);
     std::vector<int64_t> positions(QUERIES), expected(QUERIES * TOPK), actual(QUERIES * TOPK);
     for (int64_t& position : positions) position = source.below(KEYS);
-    const int failed = indexshare_select_topk(0, q.wide.data(), weights.wide.data(), keys.wide.data(), 4 * WIDTH,
+    const int failed = indexshare_select_topk(0, q.wide.data(), weights.wide.data(), keys.wide.data(), 4 * WIDTH, 0, 0,
                                               positions.data(), QUERIES, HEADS, WIDTH, KEYS, TOPK, expected.data(), 1) |
-                       indexshare_select_topk(1, q.narrow.data(), weights.wide.data(), keys.narrow.data(), 2 * WIDTH,
+                       indexshare_select_topk(1, q.narrow.data(), weights.wide.data(), keys.narrow.data(), 2 * WIDTH, 0, 0,
                                               positions.data(), QUERIES, HEADS, WIDTH, KEYS, TOPK, actual.data(), 1);
     return failed || actual != expected ? "the indexer in tiles chooses other keys than in vectors" : nullptr;
 }
@@ -96,9 +97,9 @@ const char* check_attention(int64_t heads) {
     for (int64_t& slot : slots) slot = source.below(ROWS + 1) - 1;
     std::vector<float> expected(QUERIES * heads * VALUES), expected_lse(QUERIES * heads), lse(QUERIES * heads);
     std::vector<bf16> actual(expected.size());
-    const int failed = indexshare_sparse_mla(0, q.wide.data(), pool.wide.data(), 4 * WIDTH, slots.data(), QUERIES, heads,
+    const int failed = indexshare_sparse_mla(0, q.wide.data(), pool.wide.data(), 4 * WIDTH, 0, 0, slots.data(), QUERIES, heads,
                                              WIDTH, VALUES, CHOSEN, ROWS, 0.5f, expected.data(), expected_lse.data(), 1) |
-                       indexshare_sparse_mla(1, q.narrow.data(), pool.narrow.data(), 2 * WIDTH, slots.data(), QUERIES,
+                       indexshare_sparse_mla(1, q.narrow.data(), pool.narrow.data(), 2 * WIDTH, 0, 0, slots.data(), QUERIES,
                                              heads, WIDTH, VALUES, CHOSEN, ROWS, 0.5f, actual.data(), lse.data(), 1);
     bool close = !failed;
     for (size_t i = 0; i < lse.size(); ++i) close &= std::fabs(lse[i] - expected_lse[i]) <= 1e-4f;

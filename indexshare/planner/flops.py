@@ -20,7 +20,7 @@ from indexshare.config.layers import (
     indexer_tensors,
     layer_streams,
 )
-from indexshare.planner.memory import count_parameters
+from indexshare.planner.memory import RowBytes, count_parameters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def step_bytes(
     _check(context, rows)
     plan, layers = config.share_plan, config.num_hidden_layers
     full = len(plan.full_layers)
-    row, key = _row_widths(config)
+    row, key = cache_row_bytes(config, 1)
     latent_row = row * weight_bytes if latent_row_bytes is None else latent_row_bytes
     index_key = key * weight_bytes if index_key_bytes is None else index_key_bytes
     choosing = 0 if full_attention else max(0, min(rows, context - config.index_topk))
@@ -162,17 +162,15 @@ def step_bytes(
     )
 
 
-def cache_row_bytes(config: ModelConfig, element_bytes: int) -> tuple[int, int]:
-    """Bytes of one token's rows that attention reads in one layer, and of its index key in one Full layer."""
-    rows, index_key = _row_widths(config)
-    return rows * element_bytes, index_key * element_bytes
+def cache_row_bytes(config: ModelConfig, element_bytes: int, row_bytes: RowBytes | None = None) -> tuple[int, int]:
+    """Bytes of one token's rows that attention reads in one layer, and of its index key in one Full layer.
 
-
-def _row_widths(config: ModelConfig) -> tuple[int, int]:
-    """Values of what `cache_row_bytes` counts."""
-    widths = {stream.name: stream.width for stream in layer_streams(config, 0)}  # layer 0 is Full
-    index_key = widths.pop(INDEX_KEYS)
-    return sum(widths.values()), index_key
+    Args:
+        element_bytes, row_bytes: as in `planner.memory.cache_bytes`.
+    """
+    sizes = {s.name: row_bytes(s) if row_bytes else s.width * element_bytes for s in layer_streams(config, 0)}
+    index_key = sizes.pop(INDEX_KEYS)  # layer 0 is Full
+    return sum(sizes.values()), index_key
 
 
 def _attention_matrices(config: ModelConfig) -> int:

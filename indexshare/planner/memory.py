@@ -137,12 +137,14 @@ class MemoryPlan:
         return self.weights + self.cache + self.workspace + self.compiled
 
 
-def plan_memory(cfg: ModelConfig, tokens: int, *, element_bytes: int = 2, chunk: int = 512) -> MemoryPlan:
-    """Peak memory of one sequence of `tokens` tokens, read in steps of `chunk`; weights and cache of one type."""
+def plan_memory(
+    cfg: ModelConfig, tokens: int, *, element_bytes: int = 2, chunk: int = 512, row_bytes: RowBytes | None = None
+) -> MemoryPlan:
+    """Peak memory of one sequence of `tokens` tokens, read in steps of `chunk`; cache rows as in `cache_bytes`."""
     row_counts = {min(chunk, tokens), tokens % chunk or chunk, 1}  # of the steps: chunks, the last one, decoding
     return MemoryPlan(
         weights=count_parameters(cfg).total * element_bytes,
-        cache=tokens * cache_bytes_per_token(cfg, element_bytes),
+        cache=tokens * cache_bytes_per_token(cfg, element_bytes, row_bytes=row_bytes),
         workspace=step_workspace_bytes(cfg, min(chunk, tokens), element_bytes) + tokens * _PROMPT_BYTES,
         compiled=len(row_counts) * _COMPILED_BYTES if element_bytes == 2 else 0,
     )

@@ -63,15 +63,16 @@ void Step<T>::write_caches(int64_t layer) {
         rms_norm(query_raw.row(i), (const T*)w.query_norm, m.query_rank, m.latent_eps, query_latent.row(i));
         query_latent.finish(i);
         if (b->reuse) continue;
-        T* latent = (T*)b->latents[layer] + b->slots[i] * latent_width();
-        rms_norm(latent_raw.row(i), (const T*)w.latent_norm, m.rank, m.latent_eps, latent);
-        std::copy_n(latent_raw.row(i) + m.rank, m.rope, latent + m.rank);
+        T* const latent = latent_raw.row(i);
+        rms_norm(latent, (const T*)w.latent_norm, m.rank, m.latent_eps, latent);
         rotate(latent + m.rank, cosine, sine, pairs, true);
+        encode_row(latent_format, latent, b->latents[layer] + b->slots[i] * latent_format.bytes(sizeof(T)));
         if (!w.full) continue;
-        T* key = (T*)b->index_keys[layer] + b->slots[i] * m.index_width;
+        T* const key = key_raw.row(i);
         const T *weight = (const T*)w.indexer.norm_weight, *bias = (const T*)w.indexer.norm_bias;
-        layer_norm(key_raw.row(i), weight, bias, m.index_width, m.key_eps, key);
+        layer_norm(key, weight, bias, m.index_width, m.key_eps, key);
         rotate(key, cosine, sine, pairs, m.interleave);
+        encode_row(key_format, key, b->index_keys[layer] + b->slots[i] * key_format.bytes(sizeof(T)));
     }
 }
 
@@ -120,34 +121,49 @@ void Step<T>::index_head(const LayerWeights& w, int64_t head, Scratch<T>& s) {
         }
     }
     for (const int64_t i : sparse_rows) {
+        const int64_t at = i * padded_index_heads + head;
         rotate(query(i), &cosines[i * pairs], &sines[i * pairs], pairs, m.interleave);
-        index_weights[i * padded_index_heads + head] =
-            head_weights[i * m.index_heads + head] * (float)m.index_scale;
+        index_weights[at] = head_weights[i * m.index_heads + head] * (float)m.index_scale;
+        if (!whole_keys()) continue;
+        uint32_t* const whole = &whole_queries[at * WholeKeys::units(m.index_width)];
+        index_weights[at] *= WholeKeys::take(query(i), m.index_width, whole);
     }
+}
+
+// Scores of one row and the next keys of a walk, of which the first `visible` count.
+template <class T>
+void Step<T>::score_block(Walk& walk, int64_t row, int64_t visible, Scratch<T>& s, f32v (&score)[TILE_VECTORS]) {
+    const bool whole = whole_keys();
+    const int64_t units = whole ? WholeKeys::units(m.index_width) : m.index_width / DEPTH<T>, at = row * padded_index_heads;
+    f32v scales[TILE_VECTORS];
+    for (int v = 0; v < TILE_VECTORS; ++v) {
+        const void* rows[LANES];
+        for (int lane = 0; lane < LANES; ++lane) {
+            const char* const key = v * LANES + lane < visible ? walk.next() : nullptr;
+            rows[lane] = key && !whole ? s.keys.at(key, lane) : key;
+        }
+        if (whole) WholeKeys::pack(rows, m.index_width, v, s.panel.data(), scales[v]);
+        else pack_rows(rows, units, s.panel.data() + v * LANES, KEYS);
+    }
+    const float* weights = &index_weights[at];
+    if (whole) WholeKeys::score(m.index_heads, units, &whole_queries[at * units], weights, s.panel.data(), scales, score);
+    else score_keys<T>(m.index_heads, units, &index_queries[at * units], weights, s.panel.data(), score);
 }
 
 // The best keys of one row in one part of its past; whoever does a row's last part puts the parts together.
 template <class T>
 void Step<T>::score_part(int64_t layer, int64_t index, int64_t part, Scratch<T>& s) {
-    const int64_t row = sparse_rows[index], keys = b->positions[row] + 1, units = m.index_width / DEPTH<T>;
+    const int64_t row = sparse_rows[index], keys = b->positions[row] + 1;
     const int64_t span = round_up((keys + index_parts - 1) / index_parts, KEYS);
     const int64_t begin = part * span, end = std::min(keys, begin + span);
     Candidates& found = candidates[index * index_parts + part];
     found.reset(m.topk);
     if (begin < end) {
-        Walk walk(b->index_keys[layer], m.index_width * sizeof(T), b->tables[row], b->block_size, begin);
-        const uint32_t* q = &index_queries[row * padded_index_heads * units];
+        Walk walk(b->index_keys[layer], key_format.bytes(sizeof(T)), b->tables[row], b->block_size, begin);
         for (int64_t key = begin; key < end; key += KEYS) {
             const int64_t visible = std::min<int64_t>(KEYS, end - key);
-            for (int v = 0; v < TILE_VECTORS; ++v) {
-                const void* rows[LANES];
-                for (int lane = 0; lane < LANES; ++lane) {
-                    rows[lane] = v * LANES + lane < visible ? walk.next() : nullptr;
-                }
-                pack_rows(rows, units, s.panel.data() + v * LANES, KEYS);
-            }
             f32v score[TILE_VECTORS];
-            score_keys<T>(m.index_heads, units, q, &index_weights[row * padded_index_heads], s.panel.data(), score);
+            score_block(walk, row, visible, s, score);
             found.make_room();
             for (int v = 0; v < TILE_VECTORS && v * LANES < visible; ++v) {
                 const int valid = (int)std::min<int64_t>(LANES, visible - v * LANES);
@@ -176,7 +192,7 @@ void Step<T>::merge(int64_t index) {
 template <class T>
 void Step<T>::attend(int64_t layer, const Stretch& part, int64_t at, Scratch<T>& s) {
     const int64_t units = latent_width() / DEPTH<T>, count = part.end - part.begin;
-    const int64_t bytes = latent_width() * sizeof(T);
+    const int64_t bytes = latent_format.bytes(sizeof(T));
     s.rows.resize(count);
     if (is_sparse(part.row)) {
         const int64_t* slots = &chosen[part.row * m.topk + part.begin];

@@ -37,6 +37,7 @@ void Step<T>::prepare_attention() {
     padded_index_heads = round_up(m.index_heads, ROW_GRAIN);
     queries.resize(n * padded_heads * (latent_width() / DEPTH<T>));
     index_queries.resize(n * padded_index_heads * (m.index_width / DEPTH<T>));
+    if (whole_keys()) whole_queries.resize(n * padded_index_heads * WholeKeys::units(m.index_width));
     index_weights.resize(n * padded_index_heads);
     for (int64_t i = 0; b->reuse && i < n; ++i) {
         std::copy_n(chosen.begin() + b->reuse[i] * m.topk, m.topk, chosen.begin() + i * m.topk);
@@ -93,7 +94,7 @@ template <class T>
 void Step<T>::prepare_scratch() {
     int64_t longest = 1;
     for (const Stretch& each : stretches) longest = std::max(longest, each.end - each.begin);
-    const size_t panel = (size_t)(m.index_width / DEPTH<T> * KEYS);
+    const size_t panel = (size_t)(std::max(m.index_width / DEPTH<T>, WholeKeys::units(m.index_width)) * KEYS);
     for (int64_t thread = 0; thread < b->threads; ++thread) {
         if ((int64_t)scratch.size() == thread) scratch.emplace_back(new Scratch<T>());
         Scratch<T>& s = *scratch[thread];
@@ -102,7 +103,8 @@ void Step<T>::prepare_scratch() {
         s.wide.resize(n * m.rank + LANES);  // whole vectors are read at the end
         s.rows.reserve(round_up(longest, ROWS));
         s.panel.resize(std::max(s.panel.size(), panel));
-        s.attention.reserve(m.heads, latent_width() / DEPTH<T>);
+        s.attention.reserve(m.heads, latent_width() / DEPTH<T>, latent_format);
+        s.keys.prepare(key_format, LANES);
         s.phase = 0;
     }
 }
@@ -174,6 +176,8 @@ template <class T>
 int Step<T>::run(const Batch& batch) {
     b = &batch;
     n = batch.rows;
+    latent_format = {batch.latent_kind, latent_width(), batch.latent_precise};
+    key_format = {batch.key_kind, m.index_width, batch.key_precise};
     if (n == 0) return 0;  // a phase without tasks would never end
     for (int64_t i = 0; i < n; ++i) {
         if (batch.ids[i] < 0 || batch.ids[i] >= m.vocabulary) return 2;

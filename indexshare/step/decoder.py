@@ -67,8 +67,9 @@ class Decoder:
 
     def step(
         self, ids: Sequence[int], positions: Tensor, slots: Tensor, tables: Sequence[Tensor], *,
-        latents: Any, index_keys: Any, block_size: int, limit: int, wanted: Sequence[int],
-        states: Tensor | None = None, ahead: int = 0, reuse: Sequence[int] | None = None,
+        latents: Any, index_keys: Any, latent_form: tuple[int, int] = (0, 0), key_form: tuple[int, int] = (0, 0),
+        block_size: int, limit: int, wanted: Sequence[int], states: Tensor | None = None, ahead: int = 0,
+        reuse: Sequence[int] | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Compute the rows and write their latents and index keys.
 
@@ -77,6 +78,7 @@ class Decoder:
             positions, slots: int64 `[N]`, a row's position in its sequence and the row of the pools to write.
             tables: of each row, the block ids int64 of its sequence, covering its positions up to the row's.
             latents, index_keys: `structs.pointers` of all layers' pools (null keys in Shared layers).
+            latent_form, key_form: how their rows are stored, from `ops.coded.rows.kernel_form`.
             block_size: slots of a block.
             limit: rows with at most this much context attend to everything; at least `topk`.
             wanted: rows whose logits are wanted.
@@ -92,8 +94,9 @@ class Decoder:
             MemoryError: no memory for the activations; nothing has been written then.
         """
         batch = self._batch(
-            ids, positions, slots, tables, latents=latents, index_keys=index_keys, block_size=block_size, limit=limit,
-            wanted=wanted, states=states, ahead=ahead, reuse=reuse,
+            ids, positions, slots, tables, latents=latents, index_keys=index_keys, latent_form=latent_form,
+            key_form=key_form, block_size=block_size, limit=limit, wanted=wanted, states=states, ahead=ahead,
+            reuse=reuse,
         )  # fmt: skip
         self._check(self._step(self._handle, ctypes.byref(batch.batch)), ids)
         return batch.hidden, batch.logits
@@ -110,7 +113,7 @@ class Decoder:
             slots: of the rows of step 1.
             anchors: rows of step 1, ascending.
             steps: tokens to draft, at least 1.
-            common: `latents`, `index_keys`, `block_size` and `limit`, as in `step`.
+            common: `latents`, `index_keys`, their forms, `block_size` and `limit`, as in `step`.
 
         Returns:
             The tokens of each step, by anchor.
@@ -139,8 +142,9 @@ class Decoder:
 
     def _batch(
         self, ids: Sequence[int], positions: Tensor, slots: Tensor, tables: Sequence[Tensor], *,
-        latents: Any, index_keys: Any, block_size: int, limit: int, wanted: Sequence[int],
-        states: Tensor | None = None, ahead: int = 0, reuse: Sequence[int] | None = None,
+        latents: Any, index_keys: Any, latent_form: tuple[int, int] = (0, 0), key_form: tuple[int, int] = (0, 0),
+        block_size: int, limit: int, wanted: Sequence[int], states: Tensor | None = None, ahead: int = 0,
+        reuse: Sequence[int] | None = None,
     ) -> _Filled:  # fmt: skip
         weights, rows = self._weights, len(ids)
         assert positions.dtype == slots.dtype == torch.int64 and positions.is_contiguous() and slots.is_contiguous()
@@ -159,5 +163,6 @@ class Decoder:
             logits=logits.data_ptr(), threads=torch.get_num_threads(),
             states=None if states is None else states.data_ptr(), ahead=ahead,
             reuse=None if c_reuse is None else ctypes.addressof(c_reuse),
+            latent_kind=latent_form[0], latent_precise=latent_form[1], key_kind=key_form[0], key_precise=key_form[1],
         )  # fmt: skip
         return _Filled(batch, hidden, logits, (c_ids, c_wanted, c_tables, c_reuse, tables, states, positions, slots))

@@ -31,6 +31,7 @@ extern "C" const char* indexshare_step_layout() {
         INDEXSHARE_WHOLE(Batch), FIELD(ids), FIELD(positions), FIELD(slots), FIELD(tables), FIELD(latents),
         FIELD(index_keys), FIELD(rows), FIELD(block_size), FIELD(limit), FIELD(hidden), FIELD(wanted),
         FIELD(num_wanted), FIELD(logits), FIELD(threads), FIELD(states), FIELD(ahead), FIELD(reuse),
+        FIELD(latent_kind), FIELD(latent_precise), FIELD(key_kind), FIELD(key_precise),
 #undef FIELD
     });
     return text.c_str();

@@ -51,8 +51,8 @@ struct ModelWeights {
 struct Batch {
     const int64_t *ids, *positions, *slots;
     const int64_t* const* tables;  // of each row: the blocks of its sequence
-    const char* const* latents;    // of each layer: T [slots][rank + rope], rows without gaps
-    const char* const* index_keys; // of each layer: T [slots][index width], null in Shared layers
+    char* const* latents;          // of each layer: [slots] rows of rank + rope values without gaps
+    char* const* index_keys;       // of each layer: [slots] rows of index width values, null in Shared layers
     int64_t rows, block_size, limit;
     char* hidden;                  // T [rows][hidden], after the final norm
     const int64_t* wanted;         // rows whose logits are wanted
@@ -63,6 +63,7 @@ struct Batch {
     const char* states;            // T [rows][hidden], what stands beside the embeddings; null for a trunk
     int64_t ahead;                 // rotary positions are `positions` and so many more
     const int64_t* reuse;          // ascending rows of the last step, whose keys and choice these rows reuse; null: own
+    int64_t latent_kind, latent_precise, key_kind, key_precise;  // how rows are stored: ops/coded/row_format.hpp
 };
 
 }  // namespace indexshare

@@ -84,10 +84,9 @@ class NativeDraft(NativeStep):
             The tokens of each step, by sequence.
         """
         self.look_again()
-        latents, index_keys = self._of_cache(view.cache)
         return self._current().draft(
             ids, states, (view.positions, anchors.positions), view.written, (tables_of(view), tables_of(anchors)),
-            anchors=[span.stop - 1 for span in view.spans], steps=steps, latents=latents, index_keys=index_keys,
+            anchors=[span.stop - 1 for span in view.spans], steps=steps, **self._of_cache(view.cache),
             block_size=view.cache.block_size, limit=attention_limit(self.model.config, full_attention_below),
         )  # fmt: skip
 

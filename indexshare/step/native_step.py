@@ -26,6 +26,7 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.indexer import KEY_NORM_EPS, Indexer
 from indexshare.model.layer import DecoderLayer
 from indexshare.model.selectors import content
+from indexshare.ops.coded.rows import kernel_form
 from indexshare.ops.native import native
 from indexshare.ops.packed.packing import PackedWeight
 from indexshare.step import structs
@@ -71,7 +72,7 @@ class NativeStep:
         self._addresses: list[int] = []
         self._decoder: Decoder | None = None
         self._looked_at: int | None = None  # version of the weights when last looked at
-        self._pools: tuple[Any, Any] = (None, None)
+        self._pools: dict[str, Any] = {}
         self._cache: ref[PagedCache] | None = None
         self._parts = refusal_of_parts(model.layers)
 
@@ -98,8 +99,8 @@ class NativeStep:
             return "not on the CPU"
         if not structs.supported_dtype(weight.dtype) or cache.dtype != weight.dtype:
             return f"dtypes {weight.dtype}, {cache.dtype}"
-        if not cache.is_plain:
-            return "a cache with a codec"
+        if not cache.in_place:
+            return "a cache with a codec that the kernels do not know"
         if weight.dtype == torch.bfloat16 and (config.latent_dim % 2 or config.index_head_dim % 2):
             return "odd width in bfloat16"
         return None
@@ -134,9 +135,8 @@ class NativeStep:
         self, ids: Sequence[int], view: PagedView, full_attention_below: int, wanted: Sequence[int] | None, **draft: Any
     ) -> tuple[Tensor, Tensor]:
         decoder = self._current()
-        latents, index_keys = self._of_cache(view.cache)
         return decoder.step(
-            ids, view.positions, view.written, tables_of(view), latents=latents, index_keys=index_keys,
+            ids, view.positions, view.written, tables_of(view), **self._of_cache(view.cache),
             block_size=view.cache.block_size, limit=attention_limit(self.model.config, full_attention_below),
             wanted=range(len(ids)) if wanted is None else wanted, **draft,
         )  # fmt: skip
@@ -176,16 +176,18 @@ class NativeStep:
                 for table in (module._parameters, module._buffers):
                     yield from (tensor for tensor in table.values() if tensor is not None)
 
-    def _of_cache(self, cache: PagedCache) -> tuple[Any, Any]:
-        """Addresses of a cache's pools; they never move."""
+    def _of_cache(self, cache: PagedCache) -> dict[str, Any]:
+        """Addresses of a cache's pools, which never move, and how their rows are stored."""
         if self._cache is None or self._cache() is not cache:
             config, layers = self.model.config, self._layers
-            self._pools = (
-                structs.pointers([cache.pool(layer, LATENTS).stored for layer in layers]),
-                structs.pointers(
-                    [cache.pool(layer, INDEX_KEYS).stored if has_indexer(config, layer) else None for layer in layers]
-                ),
-            )
+            latents = [cache.pool(layer, LATENTS) for layer in layers]
+            keys = [cache.pool(layer, INDEX_KEYS) if has_indexer(config, layer) else None for layer in layers]
+            self._pools = {
+                "latents": structs.pointers([pool.stored for pool in latents]),
+                "index_keys": structs.pointers([None if pool is None else pool.stored for pool in keys]),
+                "latent_form": kernel_form(latents[0].kernel_layout),
+                "key_form": kernel_form(cache.pool(layers[0], INDEX_KEYS).kernel_layout),
+            }
             self._cache = ref(cache)
         return self._pools
 

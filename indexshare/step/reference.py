@@ -20,6 +20,8 @@ from indexshare.config.layers import model_tensors
 from indexshare.model.attention.mla import LATENT_NORM_EPS
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.indexer import KEY_NORM_EPS
+from indexshare.ops.coded.reference import encode_rows
+from indexshare.ops.coded.rows import CodedRows, Rows
 from indexshare.ops.experts import reference as experts_room
 from indexshare.ops.indexer.reference import select_topk
 from indexshare.ops.rows.reference import apply_rope, layer_norm, rms_norm, rope_tables, swiglu
@@ -60,14 +62,15 @@ def plain_weights(model: GlmMoeDsa) -> dict[str, Tensor]:
 
 def step(
     config: ModelConfig, weights: Weights, ids: Sequence[int], positions: Tensor, slots: Tensor,
-    tables: Sequence[Tensor], *, latents: Sequence[Tensor], index_keys: Sequence[Tensor | None], block_size: int,
+    tables: Sequence[Tensor], *, latents: Sequence[Rows], index_keys: Sequence[Rows | None], block_size: int,
     limit: int, wanted: Sequence[int],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute the rows and write their latents and index keys. See `Decoder.step` for what is not said here.
 
     Args:
         weights: from `plain_weights`.
-        latents: of each layer, the pool `[S, C + P]`; index_keys: the pool `[S, D]`, None in Shared layers.
+        latents: of each layer, the pool `[S, C + P]`; index_keys: the pool `[S, D]`, None in Shared layers. Both may be
+            in a form of few bits, in which new rows are stored.
 
     Returns:
         Hidden states after the final norm `[N, H]` and logits `[len(wanted), V]`, float32.
@@ -83,15 +86,22 @@ def step(
         w = _Layer(weights, f"layers.{layer}.")
         normed = rms_norm(x, w["input_layernorm.weight"], config.rms_norm_eps)
         query = rms_norm(w.linear("self_attn.q_a_proj", normed), w["self_attn.q_a_layernorm.weight"], LATENT_NORM_EPS)
-        latents[layer][slots] = _latents(config, w, normed, rope).to(latents[layer].dtype)
+        _write(latents[layer], slots, _latents(config, w, normed, rope))
         keys = index_keys[layer]
         if keys is not None:
-            keys[slots] = _index_keys(config, w, normed, rope).to(keys.dtype)
+            _write(keys, slots, _index_keys(config, w, normed, rope))
             chosen = _choose(config, w, normed, query, rope, keys, past, limit)
         x = x + w.linear("self_attn.o_proj", _attend(config, w, query, rope, latents[layer], chosen))
         x = x + _feed_forward(config, w, rms_norm(x, w["post_attention_layernorm.weight"], config.rms_norm_eps))
     hidden = rms_norm(x, weights["norm.weight"], config.rms_norm_eps)
     return hidden, hidden[list(wanted)] @ weights["lm_head.weight"].t()
+
+
+def _write(pool: Rows, slots: Tensor, rows: Tensor) -> None:
+    if isinstance(pool, CodedRows):
+        pool.stored[slots] = encode_rows(rows, pool.layout)
+    else:
+        pool[slots] = rows.to(pool.dtype)
 
 
 def _past(table: Tensor, position: int, block_size: int) -> Tensor:
@@ -124,7 +134,7 @@ def _rotate_first(config: ModelConfig, x: Tensor, rope: tuple[Tensor, Tensor]) -
 
 
 def _choose(
-    config: ModelConfig, w: _Layer, x: Tensor, query: Tensor, rope: tuple[Tensor, Tensor], keys: Tensor,
+    config: ModelConfig, w: _Layer, x: Tensor, query: Tensor, rope: tuple[Tensor, Tensor], keys: Rows,
     past: Sequence[Tensor], limit: int,
 ) -> list[Tensor]:  # fmt: skip
     """For each row the rows of the pool that it attends to: all of them up to the limit, then the best k."""
@@ -143,7 +153,7 @@ def _choose(
 
 
 def _attend(
-    config: ModelConfig, w: _Layer, query: Tensor, rope: tuple[Tensor, Tensor], pool: Tensor, chosen: Sequence[Tensor]
+    config: ModelConfig, w: _Layer, query: Tensor, rope: tuple[Tensor, Tensor], pool: Rows, chosen: Sequence[Tensor]
 ) -> Tensor:
     """Absorbed attention of all heads over the chosen rows, `[N, A * V]`."""
     heads, nope = config.num_attention_heads, config.qk_nope_head_dim
@@ -153,7 +163,7 @@ def _attend(
     queries = torch.cat((absorbed, apply_rope(rotary, *rope, interleave=True)), dim=-1)
     scale = (nope + config.qk_rope_head_dim) ** -0.5 * config.rope_parameters.softmax_scale
     rows = zip(queries, chosen, strict=True)
-    mixed = [sparse_mla(q[None], pool.float(), own[None], scale, config.kv_lora_rank) for q, own in rows]
+    mixed = [sparse_mla(q[None], pool, own[None], scale, config.kv_lora_rank) for q, own in rows]
     return torch.einsum("nac,avc->nav", torch.cat(mixed), up[:, nope:]).flatten(1)
 
 

@@ -7,7 +7,7 @@
 #include <thread>
 
 #include "../ops/experts/choose.hpp"
-#include "../ops/indexer/candidates.hpp"
+#include "../ops/indexer/whole_scores.hpp"
 #include "../ops/sparse_mla/head_lanes.hpp"
 #include "model.hpp"
 #include "products.hpp"
@@ -24,6 +24,7 @@ struct Scratch {
     Rows<T> nope, mixed;             // what one head of every row puts into key_up and value_up
     std::vector<float> wide;         // [rows][rank]
     std::vector<const char*> rows;   // of a pool
+    RowReader<T> keys;               // of a pool of index keys
     Lines<uint32_t> panel;           // of packed index keys
     AttentionScratch<T> attention;
     int64_t phase = 0;
@@ -84,6 +85,7 @@ class Step {
     const ModelWeights m;
     const Batch* b = nullptr;
     int64_t n = 0;  // rows
+    RowFormat latent_format, key_format;            // of the caches
 
     std::vector<float> cosines, sines;              // [n][rope / 2]
     Rows<T> x, normed, query_latent, attended, inner, expert_inner;
@@ -94,6 +96,7 @@ class Step {
     int64_t padded_heads = 0, padded_index_heads = 0;
     std::vector<uint32_t> queries;                  // [n][padded heads][units of a latent row]
     std::vector<uint32_t> index_queries;            // [n][padded index heads][units of an index key]
+    std::vector<uint32_t> whole_queries;            // the same as whole numbers, if the keys are stored so
     std::vector<float> index_weights;               // [n][padded index heads]
 
     std::vector<int32_t> sparse_rows;               // rows whose context exceeds the limit
@@ -119,6 +122,7 @@ class Step {
 
     int64_t columns() const { return round_up(m.rank, 2 * LANES); }
     int64_t latent_width() const { return m.rank + m.rope; }
+    bool whole_keys() const { return WholeKeys::takes(key_format); }
     bool is_sparse(int64_t row) const { return b->positions[row] + 1 > b->limit; }
 
     void prepare();
@@ -136,6 +140,7 @@ class Step {
     void absorb(const LayerWeights& w, int64_t head, Scratch<T>& s);
     void index_head(const LayerWeights& w, int64_t head, Scratch<T>& s);
     void score_part(int64_t layer, int64_t index, int64_t part, Scratch<T>& s);
+    void score_block(Walk& walk, int64_t row, int64_t visible, Scratch<T>& s, f32v (&score)[TILE_VECTORS]);
     void merge(int64_t index);
     void attend(int64_t layer, const Stretch& part, int64_t at, Scratch<T>& s);
     void head_values(const LayerWeights& w, int64_t head, Scratch<T>& s);

@@ -70,6 +70,7 @@ class Batch(ctypes.Structure):
         *((name, _INTEGER) for name in ("rows", "block_size", "limit")),
         ("hidden", _POINTER), ("wanted", _POINTER), ("num_wanted", _INTEGER), ("logits", _POINTER),
         ("threads", _INTEGER), ("states", _POINTER), ("ahead", _INTEGER), ("reuse", _POINTER),
+        *((name, _INTEGER) for name in ("latent_kind", "latent_precise", "key_kind", "key_precise")),
     )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from indexshare.model.indexer import Indexer
 from indexshare.model.norm import RMSNorm
 from indexshare.model.observe import AttentionRecord, IndexTensors
 from indexshare.model.selection import Selection, dense_rows
+from indexshare.ops.coded.rows import Rows
 
 LATENT_NORM_EPS = 1e-6  # transformers builds both inner norms with its default, not with rms_norm_eps
 # Keys and values expanded for one dense pass may take at most this; beyond it the absorbed form is used.
@@ -132,7 +133,7 @@ class MLA(Attention):
         for i, span in enumerate(view.spans):
             dense = dense_rows(span, selection.limit)
             if dense:
-                latents = view.read(self.layer, LATENTS, i)
+                latents = view.stored(self.layer, LATENTS, i)
                 parts.append(self._attend_dense(q[span.start : span.start + dense], latents, span, dense))
             if dense < span.length:
                 assert sparse is not None
@@ -166,7 +167,7 @@ class MLA(Attention):
         key = torch.cat((key_nope, key_rope), dim=-1)
         return ops.causal_attention(q.view(key.shape), key, value, self.scale).flatten(0, 1)
 
-    def _attend_dense(self, q: Tensor, latents: Tensor, span: Span, rows: int) -> Tensor:
+    def _attend_dense(self, q: Tensor, latents: Rows, span: Span, rows: int) -> Tensor:
         """Causal attention `[rows, A, V]` of a span's leading rows, in whichever form multiplies less."""
         keys = span.past + rows
         latents = latents[:keys]

@@ -11,6 +11,7 @@
 
 #include "scores.hpp"
 #include "tile_scores.hpp"
+#include "whole_scores.hpp"
 
 namespace indexshare {
 namespace {
@@ -26,6 +27,7 @@ struct Problem {
     int64_t key_stride;  // bytes
     const int64_t* positions;
     int64_t queries, heads, units, topk;
+    RowFormat format;  // of the keys
 };
 
 // Scratch memory of one thread.
@@ -39,7 +41,7 @@ struct Workspace {
 template <class Scores>
 void scan(const Problem& p, int64_t first, int64_t count, int64_t begin, int64_t end, Workspace<Scores>& w) {
     const int64_t row = first * p.heads;
-    w.scores.take((const uint32_t*)p.q + row * p.units, p.weights + row, count, p.heads, p.units);
+    w.scores.take((const uint32_t*)p.q + row * p.units, p.weights + row, count, p.heads, p.units, p.format);
     int64_t last = 0;
     for (int64_t i = 0; i < count; ++i) {
         w.candidates[i].reset(p.topk);
@@ -62,14 +64,13 @@ void scan(const Problem& p, int64_t first, int64_t count, int64_t begin, int64_t
     }
 }
 
-template <class T>
-int select(const Problem& p, int64_t keys, int64_t* out, int threads) {
+template <class Scorer>
+int select_with(const Problem& p, int64_t keys, int64_t* out, int threads) {
     const int64_t blocks = (p.queries + QUERIES - 1) / QUERIES;
     // Few queries (decoding): the keys are divided among the threads instead, and the parts' candidates merged.
     const int64_t parts = std::max<int64_t>(1, std::min<int64_t>(threads / std::max<int64_t>(blocks, 1), keys / (8 * KEYS)));
     const int64_t span = round_up((keys + parts - 1) / parts, KEYS);
     std::atomic<int> failed{0};
-    using Scorer = ScoresOf<T>;
     std::vector<Workspace<Scorer>> work(parts > 1 ? blocks * parts : 0);
 #pragma omp parallel num_threads(threads)
     {
@@ -109,18 +110,26 @@ int select(const Problem& p, int64_t keys, int64_t* out, int threads) {
     return 0;
 }
 
+template <class T>
+int select(const Problem& p, int64_t keys, int64_t* out, int threads) {
+    if (!USE_TILES<T> && WholeKeys::takes(p.format)) return select_with<WholeScores<T>>(p, keys, out, threads);
+    return select_with<ScoresOf<T>>(p, keys, out, threads);
+}
+
 }  // namespace
 }  // namespace indexshare
 
-// q [queries, heads, width], weights [queries, heads], keys [keys, width] with `key_stride` bytes between rows,
-// positions [queries] below `keys`, out [queries, topk]. Returns 0, or 1 when memory ran out.
+// q [queries, heads, width], weights [queries, heads], keys [keys, width] of a kind and with so many precise values
+// (row_format.hpp), `key_stride` bytes between rows, positions [queries] below `keys`, out [queries, topk]. Returns 0, or 1
+// when memory ran out.
 extern "C" int indexshare_select_topk(int is_bf16, const void* q, const float* weights, const void* keys,
-                                      int64_t key_stride, const int64_t* positions, int64_t queries, int64_t heads,
-                                      int64_t width, int64_t num_keys, int64_t topk, int64_t* out, int threads) {
+                                      int64_t key_stride, int64_t kind, int64_t precise, const int64_t* positions,
+                                      int64_t queries, int64_t heads, int64_t width, int64_t num_keys, int64_t topk,
+                                      int64_t* out, int threads) {
     using namespace indexshare;
     const int64_t units = is_bf16 ? width / 2 : width;
     const Problem p{(const char*)q, weights, (const char*)keys, key_stride, positions, queries,
-                    heads, units, topk};
+                    heads, units, topk, {kind, width, precise}};
     try {
         return is_bf16 ? select<bf16>(p, num_keys, out, threads) : select<float>(p, num_keys, out, threads);
     } catch (const std::bad_alloc&) {

@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from indexshare.ops.coded.rows import Rows, kernel_operand
 from indexshare.ops.native import native
 
 
-def unsupported(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, topk: int) -> str | None:
+def unsupported(q: Tensor, weights: Tensor, keys: Rows, positions: Tensor, topk: int) -> str | None:
     """Why the kernel cannot take these arguments, or None. Contract: see the reference."""
     if native().library is None:
         return native().reason
@@ -23,7 +24,7 @@ def unsupported(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, top
     return None
 
 
-def select_topk(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, topk: int) -> Tensor:
+def select_topk(q: Tensor, weights: Tensor, keys: Rows, positions: Tensor, topk: int) -> Tensor:
     """Exact causal top-k, int64 `[Q, topk]`. Contract: see the reference; `unsupported` must be None.
 
     Raises:
@@ -42,13 +43,13 @@ def select_topk(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, top
     if int(positions.min()) < 0 or int(positions.max()) >= keys.shape[0]:
         raise ValueError(f"positions reach from {int(positions.min())} to {int(positions.max())}, keys to {len(keys)}")
     q, weights, positions = q.contiguous(), weights.contiguous(), positions.contiguous()
-    keys = keys if keys.stride(1) == 1 else keys.contiguous()
+    stored, kind, precise = kernel_operand(keys)
     library = native().library
     assert library is not None
     failed = library.indexshare_select_topk(
-        q.dtype == torch.bfloat16, q.data_ptr(), weights.data_ptr(), keys.data_ptr(),
-        keys.stride(0) * keys.element_size(), positions.data_ptr(), queries, heads, width, keys.shape[0], topk,
-        out.data_ptr(), torch.get_num_threads(),
+        q.dtype == torch.bfloat16, q.data_ptr(), weights.data_ptr(), stored.data_ptr(),
+        stored.stride(0) * stored.element_size(), kind, precise, positions.data_ptr(), queries, heads, width,
+        keys.shape[0], topk, out.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if failed:
         raise MemoryError(f"no memory for the index candidates of {queries} queries, topk {topk}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from indexshare.ops.coded.rows import Rows
 from indexshare.ops.indexer.kl_rows import KLRows
 from indexshare.ops.precision import wide
 
@@ -20,20 +21,20 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     return torch.einsum("qh,qht->qt", weights.to(dtype), dots.relu())
 
 
-def select_topk(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, topk: int) -> Tensor:
+def select_topk(q: Tensor, weights: Tensor, keys: Rows, positions: Tensor, topk: int) -> Tensor:
     """The `topk` best keys of each query among those at or before it.
 
     Highest score first in the choice, equal scores by lower position; the result lists positions ascending.
 
     Args:
-        q, weights, keys: as in `index_scores`; key s is at position s.
+        q, weights, keys: as in `index_scores`, keys also as a cache keeps them; key s is at position s.
         positions: int64 `[Q]`, the position of each query, below T.
         topk: keys to select, at least 1.
 
     Returns:
         int64 `[Q, topk]`; a query with fewer than `topk` candidates is padded with -1 at the end.
     """
-    scores = index_scores(q, weights, keys)
+    scores = index_scores(q, weights, keys[:])
     result = torch.full((q.shape[0], topk), -1, dtype=torch.int64, device=q.device)
     for row, position in enumerate(positions.tolist()):
         order = torch.sort(scores[row, : position + 1], descending=True, stable=True).indices[:topk]

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "../coded/row_format.hpp"
 #include "candidates.hpp"
 
 namespace indexshare {
@@ -14,11 +15,12 @@ namespace indexshare {
 constexpr int QUERIES = 16;  // of one task: they share the packed keys
 
 // Rows from `key` on become lanes, one vector at a time; those from `end` on count as zeros. panel [units][width].
-inline void pack_key_vector(const char* keys, int64_t key_stride, int64_t key, int64_t end, int64_t units,
-                            uint32_t* panel, int64_t width) {
+template <class T>
+inline void pack_key_vector(RowReader<T>& reader, const char* keys, int64_t key_stride, int64_t key, int64_t end,
+                            int64_t units, uint32_t* panel, int64_t width) {
     const void* rows[LANES];
     for (int lane = 0; lane < LANES; ++lane) {
-        rows[lane] = key + lane < end ? keys + (key + lane) * key_stride : nullptr;
+        rows[lane] = key + lane < end ? reader.at(keys + (key + lane) * key_stride, lane) : nullptr;
     }
     pack_rows(rows, units, panel, width);
 }
@@ -29,8 +31,10 @@ class LaneScores {
     static constexpr int VECTORS = TILE_VECTORS, BLOCK = KEYS;  // of keys
     struct Session {};                                          // nothing to set up on a thread
 
-    // q [count][heads][units], weights [count][heads].
-    void take(const uint32_t* q, const float* weights, int64_t count, int64_t heads, int64_t units) {
+    // q [count][heads][units], weights [count][heads], and the form of the keys to be met.
+    void take(const uint32_t* q, const float* weights, int64_t count, int64_t heads, int64_t units,
+              const RowFormat& format) {
+        reader_.prepare(format, LANES);
         heads_ = heads;
         padded_heads_ = round_up(heads, ROW_GRAIN);
         units_ = units;
@@ -45,7 +49,7 @@ class LaneScores {
 
     void meet(const char* keys, int64_t key_stride, int64_t key, int64_t end) {
         for (int v = 0; v < VECTORS; ++v) {
-            pack_key_vector(keys, key_stride, key + v * LANES, end, units_, panel_.data() + v * LANES, BLOCK);
+            pack_key_vector(reader_, keys, key_stride, key + v * LANES, end, units_, panel_.data() + v * LANES, BLOCK);
         }
     }
 
@@ -56,6 +60,7 @@ class LaneScores {
 
    private:
     int64_t heads_ = 0, padded_heads_ = 0, units_ = 0;
+    RowReader<T> reader_;
     Lines<uint32_t> panel_, queries_;
     Lines<float> weights_;
 };

@@ -24,7 +24,9 @@ class TileScores {
     static_assert(LANES == tiles::SIDE && BLOCK <= KEYS, "a tile is a vector wide; Candidates makes room for KEYS");
 
     // As in LaneScores. What pads rows to whole tiles, and a row's and the keys' depth, is zero on both sides.
-    void take(const uint32_t* q, const float* weights, int64_t count, int64_t heads, int64_t units) {
+    void take(const uint32_t* q, const float* weights, int64_t count, int64_t heads, int64_t units,
+              const RowFormat& format) {
+        reader_.prepare(format, LANES);
         heads_ = heads;
         rows_ = count * heads;
         units_ = units;
@@ -40,7 +42,7 @@ class TileScores {
 
     void meet(const char* keys, int64_t key_stride, int64_t key, int64_t end) {
         for (int v = 0; v < VECTORS; ++v) {
-            pack_key_vector(keys, key_stride, key + v * LANES, end, units_, panel_.data() + v * LANES, BLOCK);
+            pack_key_vector(reader_, keys, key_stride, key + v * LANES, end, units_, panel_.data() + v * LANES, BLOCK);
         }
         std::fill(scores_.begin(), scores_.end(), 0.0f);
         for (int64_t first = 0; first < rows_; first += BLOCK) {
@@ -59,6 +61,7 @@ class TileScores {
 
    private:
     int64_t heads_ = 0, rows_ = 0, units_ = 0, depth_ = 0;
+    RowReader<bf16> reader_;
     Lines<uint32_t> queries_, panel_;           // [rows][depth * SIDE], [depth * SIDE][BLOCK]
     Lines<float> weights_, products_, scores_;  // [rows], [BLOCK][BLOCK], [queries][BLOCK]
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from indexshare.ops.coded.rows import CodedRows, Rows
 from indexshare.ops.precision import wide
 
 # Scores of one chunk plus one head's temporary; small enough to stay in the last-level cache of a laptop.
 CHUNK_BYTES = 16 << 20
+KEYS_AT_ONCE = 8192  # decoded in one piece
 
 
 def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
@@ -23,14 +25,14 @@ def index_scores(q: Tensor, weights: Tensor, keys: Tensor) -> Tensor:
     return scores
 
 
-def select_topk(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, topk: int) -> Tensor:
+def select_topk(q: Tensor, weights: Tensor, keys: Rows, positions: Tensor, topk: int) -> Tensor:
     """Exact top-k with ties to the lower position, chunk by chunk. Contract: see the reference."""
     result = torch.full((q.shape[0], topk), -1, dtype=torch.int64, device=q.device)
     rows = max(1, CHUNK_BYTES // (8 * max(1, keys.shape[0])))
     for start in range(0, q.shape[0], rows):
         chunk = slice(start, min(start + rows, q.shape[0]))
         low, high = int(positions[chunk].min()), int(positions[chunk].max())
-        scores = index_scores(q[chunk], weights[chunk], keys[: high + 1])
+        scores = _scores(q[chunk], weights[chunk], keys, high + 1)
         if low < high:
             columns = torch.arange(low + 1, high + 1, device=q.device)
             scores[:, low + 1 :].masked_fill_(columns > positions[chunk, None], -torch.inf)
@@ -40,6 +42,14 @@ def select_topk(q: Tensor, weights: Tensor, keys: Tensor, positions: Tensor, top
             chosen = _pad_future(chosen, positions[chunk])
         result[chunk, :count] = chosen
     return result
+
+
+def _scores(q: Tensor, weights: Tensor, keys: Rows, count: int) -> Tensor:
+    """Scores `[Q, count]` of the first keys; those that have to be decoded piece by piece."""
+    if not isinstance(keys, CodedRows):
+        return index_scores(q, weights, keys[:count])
+    pieces = [slice(start, min(start + KEYS_AT_ONCE, count)) for start in range(0, count, KEYS_AT_ONCE)]
+    return torch.cat([index_scores(q, weights, keys[piece]) for piece in pieces], dim=1)
 
 
 def topk_positions(scores: Tensor, topk: int) -> Tensor:

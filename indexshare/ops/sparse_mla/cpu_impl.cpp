@@ -25,7 +25,7 @@ struct Workspace {
     static int64_t columns(const SparseProblem& p) { return round_up(p.values, Scratch::COLUMN_GRAIN); }
 
     void prepare(const SparseProblem& p) {
-        attention.reserve(p.heads, p.units);
+        attention.reserve(p.heads, p.units, p.format);
         rows.reserve(round_up(p.chosen, ROWS));
         sums.resize(round_up(p.heads, Scratch::HEAD_GRAIN) * columns(p));
         tops.resize(p.heads);
@@ -81,15 +81,16 @@ int attend_all(const SparseProblem& p, T* out, float* lse, int threads) {
 }  // namespace
 }  // namespace indexshare
 
-// q [queries, heads, width], pool [rows, width] with `pool_stride` bytes between rows, slots [queries, chosen] with
-// -1 for none, out [queries, heads, values], lse [queries, heads] or null. Returns 0; 1 when memory ran out; 2 when a
-// slot lies outside the pool.
+// q [queries, heads, width], pool [rows, width] of a kind and with so many precise values (row_format.hpp), `pool_stride`
+// bytes between rows, slots [queries, chosen] with -1 for none, out [queries, heads, values], lse [queries, heads] or null.
+// Returns 0; 1 when memory ran out; 2 when a slot lies outside the pool.
 extern "C" int indexshare_sparse_mla(int is_bf16, const void* q, const void* pool, int64_t pool_stride,
-                                     const int64_t* slots, int64_t queries, int64_t heads, int64_t width,
-                                     int64_t values, int64_t chosen, int64_t rows, float scale, void* out, float* lse,
-                                     int threads) {
+                                     int64_t kind, int64_t precise, const int64_t* slots, int64_t queries,
+                                     int64_t heads, int64_t width, int64_t values, int64_t chosen, int64_t rows,
+                                     float scale, void* out, float* lse, int threads) {
     using namespace indexshare;
     const SparseProblem p{(const char*)q, (const char*)pool, pool_stride, slots, queries, heads,
-                          round_up(heads, ROW_GRAIN), is_bf16 ? width / 2 : width, width, values, chosen, rows, scale};
+                          round_up(heads, ROW_GRAIN), is_bf16 ? width / 2 : width, width, values, chosen, rows, scale,
+                          {kind, width, precise}};
     return is_bf16 ? attend_all<bf16>(p, (bf16*)out, lse, threads) : attend_all<float>(p, (float*)out, lse, threads);
 }

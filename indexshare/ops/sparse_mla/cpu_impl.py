@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from indexshare.ops.coded.rows import CodedRows, Rows, kernel_operand
 from indexshare.ops.native import native
 
 _GRADIENT_PARTS = 4  # more would allow more threads, at a pool's size of memory each
 
 
-def unsupported(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> str | None:
+def unsupported(q: Tensor, pool: Rows, slots: Tensor, scale: float, value_dim: int) -> str | None:
     """Why the kernel cannot take these arguments, or None. Contract: see the reference."""
     if native().library is None:
         return native().reason
@@ -22,10 +23,12 @@ def unsupported(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim:
         return f"dtypes {q.dtype}, {pool.dtype}"
     if q.dtype == torch.bfloat16 and (q.shape[-1] % 2 or value_dim % 2):
         return "odd width in bfloat16"
+    if isinstance(pool, CodedRows) and q.requires_grad and torch.is_grad_enabled():
+        return f"gradients over rows in {pool.layout.kind}"
     return None
 
 
-def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:
+def sparse_mla(q: Tensor, pool: Rows, slots: Tensor, scale: float, value_dim: int) -> Tensor:
     """Attention over chosen latents, `[Q, A, C]`, differentiable in q and pool.
 
     Contract: see the reference; `unsupported` must be None.
@@ -65,15 +68,15 @@ def sparse_mla_backward(
         library = native().library
         assert library is not None
         failed = library.indexshare_sparse_mla_backward(
-            *_arguments(q, pool, slots, values, scale), grad.data_ptr(), out.data_ptr(), d_q.data_ptr(),
-            d_pool.data_ptr(), _GRADIENT_PARTS, torch.get_num_threads(),
+            *_operands(q, pool), *_sizes(q, pool, slots, values, scale), grad.data_ptr(), out.data_ptr(),
+            d_q.data_ptr(), d_pool.data_ptr(), _GRADIENT_PARTS, torch.get_num_threads(),
         )  # fmt: skip
         _check(failed, heads, pool, slots)
     return d_q, d_pool.sum(0).to(pool.dtype)
 
 
 def sparse_mla_with_lse(
-    q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int, *, want_lse: bool = False
+    q: Tensor, pool: Rows, slots: Tensor, scale: float, value_dim: int, *, want_lse: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """The same, with the log-sum-exp `[Q, A]` in float32 if it is wanted.
 
@@ -92,14 +95,14 @@ def sparse_mla_with_lse(
     lse = torch.empty(queries, heads, dtype=torch.float32) if want_lse else None
     if queries == 0 or heads == 0:
         return out, lse
-    q, pool, slots = _laid_out(q, pool, slots)
+    q, slots, (stored, kind, precise) = q.contiguous(), slots.contiguous(), kernel_operand(pool)
     library = native().library
     assert library is not None
     failed = library.indexshare_sparse_mla(
-        *_arguments(q, pool, slots, value_dim, scale), out.data_ptr(), None if lse is None else lse.data_ptr(),
-        torch.get_num_threads(),
+        *_operands(q, stored), kind, precise, *_sizes(q, stored, slots, value_dim, scale), out.data_ptr(),
+        None if lse is None else lse.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
-    _check(failed, heads, pool, slots)
+    _check(failed, heads, stored, slots)
     return out, lse
 
 
@@ -109,10 +112,14 @@ def _laid_out(q: Tensor, pool: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
     return q.contiguous(), pool, *(t.contiguous() for t in others)
 
 
-def _arguments(q: Tensor, pool: Tensor, slots: Tensor, values: int, scale: float) -> tuple[Any, ...]:
-    """What both kernels take first: dtype, operands, sizes, scale."""
-    operands = (q.data_ptr(), pool.data_ptr(), pool.stride(0) * pool.element_size(), slots.data_ptr())
-    return (q.dtype == torch.bfloat16, *operands, *q.shape, values, slots.shape[1], pool.shape[0], scale)
+def _operands(q: Tensor, pool: Tensor) -> tuple[Any, ...]:
+    """What both kernels take first: dtype, queries, rows."""
+    return q.dtype == torch.bfloat16, q.data_ptr(), pool.data_ptr(), pool.stride(0) * pool.element_size()
+
+
+def _sizes(q: Tensor, pool: Tensor, slots: Tensor, values: int, scale: float) -> tuple[Any, ...]:
+    """What both kernels take next: slots, sizes, scale."""
+    return (slots.data_ptr(), *q.shape, values, slots.shape[1], pool.shape[0], scale)
 
 
 def _check(failed: int, heads: int, pool: Tensor, slots: Tensor) -> None:

@@ -21,6 +21,7 @@ struct SparseProblem {
     const int64_t* slots;
     int64_t queries, heads, padded_heads, units, row_width, values, chosen, rows;
     float scale;
+    RowFormat format;  // of the pool
 };
 
 // Pointers to the chosen rows of a query, without the -1. False when a slot lies outside the pool.

@@ -16,7 +16,6 @@
 namespace indexshare {
 
 constexpr int ROWS = 8;            // scored at a time: with two accumulators each they hide the products' latency
-constexpr int64_t AHEAD = 32;      // rows that are fetched before their turn
 
 // The SPREAD units at `from`, as often as they fit.
 template <int SPREAD>
@@ -223,7 +222,8 @@ class HeadLanes : public OnlineSoftmax<T, SPREAD> {
     }
 };
 
-// Attention of `heads` heads, q [heads][units], over `rows`, to which rows of zeros are added for whole blocks.
+// Attention of `heads` heads, q [heads][units], over `rows`, to which rows of zeros are added for whole blocks. They are in
+// the form that the scratch was reserved for.
 //
 // tops and masses [heads]: largest logit, and the sum of e^(logit - top). sums [heads up to ROW_GRAIN][values up to
 // 2 LANES]: the rows' first `values` values, summed with those weights. The scratch must have been reserved.
@@ -238,8 +238,10 @@ void attend_rows(std::vector<const char*>& rows, const uint32_t* q, int64_t head
         attention.pack(q);
         attention.start();
         for (int64_t first = 0; first < count; first += CHUNK_ROWS) {
-            const int64_t chunk = std::min(CHUNK_ROWS, padded - first);
-            attention.attend(&rows[first], chunk, std::min(chunk, count - first), padded - first - chunk, scale, values, sums);
+            const int64_t chunk = std::min(CHUNK_ROWS, padded - first), real = std::min(chunk, count - first);
+            const int64_t ahead = padded - first - chunk;
+            const char* const* read = scratch.read(&rows[first], chunk, real, ahead);
+            attention.attend(read, chunk, real, scratch.reader.coded() ? 0 : ahead, scale, values, sums);
         }
         attention.finish(tops, masses);
     };

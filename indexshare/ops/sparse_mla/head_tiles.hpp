@@ -27,9 +27,9 @@ struct TileScratch : AttentionScratch<bf16> {
     Lines<uint32_t> turned; // [heads up to SIDE][CHUNK_ROWS / 2]: the weights
     Lines<uint32_t> zipped; // [CHUNK_ROWS / 2][COLUMN_GRAIN]: some columns of the rows
 
-    void reserve(int64_t heads, int64_t units) {
+    void reserve(int64_t heads, int64_t units, const RowFormat& format = {}) {
         const int64_t width = round_up(units, tiles::SIDE), padded_heads = round_up(heads, tiles::SIDE);
-        AttentionScratch<bf16>::reserve(heads, units);
+        AttentionScratch<bf16>::reserve(heads, units, format);
         grow(chunk, CHUNK_ROWS * width);
         grow(panel, padded_heads * width);
         grow(turned, padded_heads * CHUNK_ROWS / 2);
@@ -75,12 +75,15 @@ class HeadTiles : public OnlineSoftmax<bf16, 1> {
     TileScratch& t_;
 
     void copy(const char* const* rows, int64_t count, int64_t padded, int64_t ahead) {
+        const RowFormat& format = t_.reader.format();
+        const int64_t bytes = format.coded() ? format.bytes(2) : 4 * units_;
         uint32_t* to = t_.chunk.data();
         for (int64_t row = 0; row < count; ++row, to += width_) {
             if (row + AHEAD < count + ahead) {
-                for (int64_t at = 0; at < 4 * units_; at += 64) __builtin_prefetch(rows[row + AHEAD] + at);
+                for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows[row + AHEAD] + at);
             }
-            std::memcpy(to, rows[row], 4 * units_);
+            if (format.coded()) decode_row(format, rows[row], (bf16*)to);
+            else std::memcpy(to, rows[row], bytes);
             std::fill(to + units_, to + width_, 0u);
         }
         std::fill_n(to, (padded - count) * width_, 0u);

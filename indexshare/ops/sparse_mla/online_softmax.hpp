@@ -9,13 +9,14 @@
 #include <limits>
 #include <vector>
 
-#include "../simd.hpp"
+#include "../coded/row_format.hpp"
 
 namespace indexshare {
 
 constexpr float NONE = -std::numeric_limits<float>::infinity();
 constexpr int MOST_SPREAD = LANES >= 8 ? LANES / 4 : 1;
 constexpr int64_t CHUNK_ROWS = 64; // between them and their values nothing leaves the first-level cache
+constexpr int64_t AHEAD = 32;      // rows that are fetched before their turn
 
 // Lanes so far apart change places.
 template <int DISTANCE, int... L>
@@ -39,14 +40,28 @@ struct AttentionScratch {
     Lines<uint32_t> weights;  // [groups][row blocks][...] of a chunk: see `weigh`
     Lines<float> tops, masses, factors;  // [groups][LANES]
     std::vector<char> nothing;           // a row of zeros
+    RowReader<T> reader;                 // of rows in another form
+    const char* decoded[CHUNK_ROWS];
 
-    void reserve(int64_t heads, int64_t units) {
+    void reserve(int64_t heads, int64_t units, const RowFormat& format = {}) {
+        reader.prepare(format, CHUNK_ROWS);
         const int64_t lanes = round_up(heads, LANES);
         grow(queries, units * lanes);
         for (auto* each : {&tops, &masses, &factors}) grow(*each, MOST_SPREAD * heads + LANES);
         grow(logits, CHUNK_ROWS * lanes);
         grow(weights, CHUNK_ROWS * lanes);
         grow(nothing, 4 * units);
+    }
+
+    // A chunk of rows as rows of T, of which those from `count` on are `nothing`; `ahead` rows follow.
+    const char* const* read(const char* const* rows, int64_t padded, int64_t count, int64_t ahead) {
+        if (!reader.coded()) return rows;
+        const int64_t bytes = reader.format().bytes(sizeof(T));
+        for (int64_t row = 0; row < padded; ++row) {
+            for (int64_t at = 0; at < bytes && row + AHEAD < padded + ahead; at += 64) __builtin_prefetch(rows[row + AHEAD] + at);
+            decoded[row] = row < count ? reader.at(rows[row], row) : rows[row];
+        }
+        return decoded;
     }
 
    protected:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from indexshare.ops.coded.rows import Rows
 from indexshare.ops.precision import wide
 
 
-def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:
+def sparse_mla(q: Tensor, pool: Rows, slots: Tensor, scale: float, value_dim: int) -> Tensor:
     """Attention of absorbed queries over the chosen latents.
 
     Args:
-        q: `[Q, A, C + P]` absorbed queries; pool: `[S, C + P]` latent rows, rope key last.
+        q: `[Q, A, C + P]` absorbed queries; pool: `[S, C + P]` latent rows, rope key last, or the same as a cache keeps
+            them.
         slots: int64 `[Q, k]` rows of the pool, -1 for none. A query with no slot at all gets zeros.
         scale: softmax scale. value_dim: C, the leading part of a row that is summed.
 
@@ -27,7 +29,7 @@ def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: 
     return sparse_mla_with_lse(q, pool, slots, scale, value_dim)[0]
 
 
-def sparse_mla_with_lse(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
+def sparse_mla_with_lse(q: Tensor, pool: Rows, slots: Tensor, scale: float, value_dim: int) -> tuple[Tensor, Tensor]:
     """The same, and the log-sum-exp of the scaled logits, float32 `[Q, A]` (-inf for no slot)."""
     dtype = wide(q.dtype)
     out = torch.zeros(*q.shape[:2], value_dim, dtype=dtype, device=q.device)

@@ -8,19 +8,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from indexshare.ops.coded.rows import CodedRows, Rows, require_tensor
 from indexshare.ops.precision import wide
 
 # Gathered latents of one chunk of queries; about the size of a last-level cache.
 CHUNK_BYTES = 16 << 20
 
 
-def sparse_mla(q: Tensor, pool: Tensor, slots: Tensor, scale: float, value_dim: int) -> Tensor:
+def sparse_mla(q: Tensor, pool: Rows, slots: Tensor, scale: float, value_dim: int) -> Tensor:
     """Attention of absorbed queries over the chosen latents, `[Q, A, C]`; gathers only what is selected.
 
     Differentiable in q and pool; the backward pass gathers again instead of keeping the rows.
     Contract: see the reference (without the log-sum-exp).
     """
     if torch.is_grad_enabled() and (q.requires_grad or pool.requires_grad):
+        require_tensor(pool)
         return _SparseMLA.apply(q, pool, slots, scale, value_dim)
     if q.shape[0] == 0:
         return q.new_zeros(*q.shape[:2], value_dim)
@@ -33,7 +35,9 @@ def _chunks(q: Tensor, slots: Tensor) -> list[slice]:
     return [slice(start, min(start + rows, q.shape[0])) for start in range(0, q.shape[0], rows)]
 
 
-def _gather(pool: Tensor, slots: Tensor) -> Tensor:
+def _gather(pool: Rows, slots: Tensor) -> Tensor:
+    if isinstance(pool, CodedRows):
+        return pool[slots.clamp_min(0)]
     return F.embedding(slots.clamp_min(0), pool)  # [c, k, C + P]
 
 

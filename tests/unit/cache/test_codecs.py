@@ -62,11 +62,12 @@ def test_a_made_up_codec_keeps_rows_of_a_cache(sixteenths: None, tables: list[li
         assert torch.equal(view.read(0, INDEX_KEYS, sequence), keys[order])
     positions = torch.tensor([[5, 0, 5], [2, 2, 3]])
     found, places = view.pool(0, LATENTS).at(view.slots(0, positions))
+    assert isinstance(found, Tensor)
     assert torch.equal(found[places], rows[first][positions])
     assert len(found) == 4, "rows are decoded once each"
     assert view.pool(0, LATENTS).at(torch.tensor([9, -1]))[1].tolist() == [1, -1], "none stays none"
     assert view.pool(0, LATENTS).stored.dtype == torch.int16
-    assert not cache.is_plain
+    assert not cache.in_place
 
 
 def test_the_planner_counts_a_codecs_bytes(sixteenths: None) -> None:
@@ -118,7 +119,7 @@ def test_mistakes_are_refused() -> None:
         PagedCache(CONFIG, 2, codecs="bfloat61")
     with pytest.raises(ValueError, match=r"names the stream 'latent'; this model's streams are index_keys, latents"):
         PagedCache(CONFIG, 2, codecs={"latent": "bfloat16"})
-    assert set(codec_names()) == {"float32", "bfloat16", "float16", "float64"}
+    assert set(codec_names()) == {"float32", "bfloat16", "float16", "float64", "fp8", "int8"}
 
 
 def test_full_layers_announce_what_they_chose() -> None:

@@ -54,6 +54,21 @@ def test_people_get_tables_and_progress_goes_elsewhere(run: Callable[..., Any], 
     assert "a prompt token takes" in result.err
 
 
+def test_the_cache_may_be_kept_in_few_bits(run: Callable[..., Any]) -> None:
+    options = ("--parts", "speed", "memory", "--variants", "model", "--json")
+    found = [
+        json.loads(run("bench", "tiny", *SMALL, *options, *kept).out)
+        for kept in ((), ("--cache-dtype", "int8"), ("--cache-dtype", "int8", "--index-cache-dtype", "bfloat16"))
+    ]
+    assert [facts["model"]["cache_dtype"] for facts in found] == [None, "int8", "int8"]
+    assert found[2]["model"]["index_cache_dtype"] == "bfloat16"
+    plain, small, mixed = (facts["memory"][1]["planned_cache_bytes"] for facts in found)
+    assert small < mixed < plain
+    plain, small, mixed = (facts["speed"][2]["decode_bytes"]["scores"] for facts in found)
+    assert small < mixed and small < plain
+    assert all(row["failure"] is None for facts in found for row in facts["memory"])
+
+
 def test_a_wrong_kernel_is_not_timed(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     wrong = Check(what="experts", value=0.5, bound=0.01)
     monkeypatch.setattr(report, "check_operations", lambda *_: [wrong])
@@ -71,6 +86,7 @@ def test_a_wrong_kernel_is_not_timed(run: Callable[..., Any], monkeypatch: pytes
     [
         (("tinny",), "did you mean 'tiny'?"),
         (("tiny", "--dtype", "float16"), "float32 and bfloat16"),
+        (("tiny", "--cache-dtype", "int4"), "--cache-dtype is 'int4'; did you mean 'int8'?"),
         (("tiny", "--lengths", 5000), "tiny was made for 4096"),
         (("tiny", "--parts", "sped"), "sped"),
         (("glm-5.2", "--parts", "speed", "--lengths", 64), "--parts kernels"),

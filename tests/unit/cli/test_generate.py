@@ -271,3 +271,13 @@ def test_a_cache_beyond_all_numbers_is_one_line(run: Run, model_dir: Path) -> No
     result = run("generate", "def", "--model", model_dir, "--max-tokens", 1, "--cache-tokens", 10**20)
     assert (result.code, result.err.count("\n")) == (2, 1)
     assert "make the cache smaller" in result.err
+
+
+def test_the_cache_may_be_kept_in_few_bits(run: Run, model_dir: Path) -> None:
+    options = ("generate", "def f(x):", "--model", model_dir, "--max-tokens", 4, "--json")
+    kept = run(*options, "--cache-dtype", "int8", "--index-cache-dtype", "bfloat16")
+    assert kept.code == 0 and len(json.loads(kept.out)["completions"][0]["token_ids"]) == 4
+    for option in ("--cache-dtype", "--index-cache-dtype"):
+        refused = run(*options, option, "int9")
+        assert refused.code != 0
+        assert f"{option} is 'int9'; did you mean 'int8'? expected one of float32, bfloat16" in refused.err

@@ -100,6 +100,16 @@ def test_generated_tasks_need_no_text(model: str, capsys: pytest.CaptureFixture[
     assert "give a folder with --text" in capsys.readouterr().err
 
 
+def test_a_cache_in_few_bits_costs_something(model: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for kept in ([], ["--cache-dtype", "fp8"], ["--index-cache-dtype", "fp8"]):
+        assert main(["eval", model, "--text", text, "--max-tokens", "300", "--json", *kept]) == 0
+        found.append(json.loads(capsys.readouterr().out)["sparse"])
+    assert len(set(found)) == 3 and max(found) < 1.1 * min(found)
+    assert main(["eval", model, "--text", text, "--index-cache-dtype", "fp9"]) == 2
+    assert "--index-cache-dtype is 'fp9'; did you mean 'fp8'?" in capsys.readouterr().err
+
+
 def test_the_first_version_stays_the_default(model: str, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", model, "--text", text, "--max-tokens", "300", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
