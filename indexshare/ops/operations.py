@@ -82,3 +82,4 @@ indexer_kl = Operation(indexer.indexer_kl, REFERENCE, _torch("indexer.loss", "in
 linear_cross_entropy = Operation(
     loss.linear_cross_entropy, REFERENCE, _torch("loss.torch_impl", "linear_cross_entropy"),
 )  # fmt: skip
+linear_overlap = Operation(loss.linear_overlap, REFERENCE, _torch("loss.overlap", "linear_overlap"))

@@ -3,6 +3,7 @@
 from indexshare.train.objectives.balance import Balance
 from indexshare.train.objectives.base import Activations, Objective, Part, Progress, Tally, Term, part_of
 from indexshare.train.objectives.draft import Draft
+from indexshare.train.objectives.draft_overlap import DraftOverlap
 from indexshare.train.objectives.indexer import Indexer
 from indexshare.train.objectives.next_token import NextToken
 
@@ -10,6 +11,7 @@ __all__ = [
     "Activations",
     "Balance",
     "Draft",
+    "DraftOverlap",
     "Indexer",
     "NextToken",
     "Objective",

@@ -30,6 +30,7 @@ def _cases() -> dict[str, tuple[tuple[Tensor, ...], tuple[object, ...], dict[str
         "sparse_mla": (_leaves((3, 2, 6), (9, 6)), (torch.tensor([[0, 3], [8, -1], [-1, -1]]), 0.4, 4), {}),
         "indexer_kl": (_leaves((5, 2, 4), (5, 2), (5, 4)), (*constants, groups, 0.5), {}),
         "linear_cross_entropy": (_leaves((4, 6), (9, 6)), (targets, -100), {}),
+        "linear_overlap": (_leaves((4, 6)), (constants[1][:4], torch.randn(9, 6, dtype=torch.float64)), {}),
     }
 
 

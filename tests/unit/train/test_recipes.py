@@ -36,7 +36,8 @@ def test_recipes_load_and_are_consistent(path: Path) -> None:
     if recipe.start is None:
         assert stages[0].attention == "full" and stages[0].trains("trunk")
         assert warmups and max(warmups) < first_sparse, "indexers must learn before their choice is used"
-    assert all(s.attention == "sparse" and s.trains("indexer") for s in stages[first_sparse:])
+    # Indexers go on learning with the trunk they choose for; where it stands still, so do they.
+    assert all(s.attention == "sparse" and s.trains("indexer") >= s.trains("trunk") for s in stages[first_sparse:])
     assert recipe.stage_model(stages[-1]) == recipe.model, "the last stage must train the final share plan"
     lengths = [s.sequence_length for s in stages]
     assert lengths == sorted(lengths)
