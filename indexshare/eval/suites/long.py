@@ -139,13 +139,13 @@ class LongSuite(Suite[Reports]):
         """Score by length: a line for one task, a heatmap for several."""
         if len(report) == 1:
             return [[lambda axes: _draw_line(axes, report[0])]]
-        return [[lambda axes: _draw_scores(axes, report)]]
+        return [[lambda axes: _draw_scores(axes, report, f"score by length, {report[0].form} form")]]
 
     def compare(self, names: Sequence[str], reports: Sequence[Reports]) -> Comparison:
         """Every program against the first one: pairs of answers to the same questions."""
         tables = [self._table(names[n], names[0], reports[n], reports[0]) for n in range(1, len(names))]
         facts = [self._facts(names[n], names[0], reports[n], reports[0]) for n in range(1, len(names))]
-        heat: list[Panel] = [lambda axes, r=report: _draw_scores(axes, r) for report in reports]  # type: ignore[misc]
+        heat: list[Panel] = [lambda axes, r=report: _draw_scores(axes, r, r[0].program) for report in reports]  # type: ignore[misc]
         apart: list[Panel] = [
             lambda axes, r=report, n=name: _draw_differences(axes, r, reports[0], f"{n} less {names[0]}")  # type: ignore[misc]
             for name, report in zip(names[1:], reports[1:], strict=True)
@@ -252,11 +252,11 @@ def _draw_line(axes: Any, report: LongReport) -> None:
     plots.lengths_axis(axes, report.lengths)
 
 
-def _draw_scores(axes: Any, reports: Reports) -> None:
+def _draw_scores(axes: Any, reports: Reports, title: str) -> None:
     values = [[None if found is None else found.value for found in map(one.mean, one.lengths)] for one in reports]
     labels = [["refused" if v is None else f"{v:.0%}" for v in row] for row in values]
     plots.heatmap(axes, values, labels, rows=[r.task for r in reports], lengths=reports[0].lengths)
-    axes.set(title=reports[0].program)
+    axes.set(title=title)
 
 
 def _draw_differences(axes: Any, mine: Reports, theirs: Reports, title: str) -> None:
