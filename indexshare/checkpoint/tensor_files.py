@@ -59,10 +59,19 @@ def _no_number(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
+def _whole_number(text: str) -> int:
+    if text == "-0":  # a float to the safetensors library
+        raise ValueError("-0 is no whole number")
+    return int(text)
+
+
 def _load_json(text: bytes, what: str) -> dict[str, Any]:
     """An object as the safetensors library takes it: UTF-8, strict JSON, every name once."""
     try:
-        data = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_pairs, parse_constant=_no_number)
+        data = json.loads(
+            text.decode("utf-8"),
+            object_pairs_hook=_unique_pairs, parse_constant=_no_number, parse_int=_whole_number,
+        )  # fmt: skip
         if b"\\u" in text:  # an escape may stand for half a character, which no text can hold
             json.dumps(data, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:

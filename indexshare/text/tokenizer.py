@@ -256,12 +256,19 @@ class Tokenizer:
     @cached_property
     def _bytes_by_id(self) -> dict[int, bytes]:
         if self._file.byte_fallback:
-            return {i: _text_or_byte(name) for name, i in self._file.ids.items()}
+            return {i: _text_or_byte(self._found_as(i, name)) for name, i in self._file.ids.items()}
         table, added = byte_of_character(), self._file.added
         return {
             i: name.encode("utf-8") if i in added else bytes(table[c] for c in name)
             for name, i in self._file.ids.items()
         }
+
+    def _found_as(self, i: int, name: str) -> str:
+        """What an entry of id `i` stands for in a normalised text: a space may belong to an added token there."""
+        if i not in self._file.added:
+            return name
+        own = next((own for own, of_file in self._file.renumbered.items() if of_file == i), i)
+        return self._rust.id_to_token(own) or name
 
 
 _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")

@@ -318,4 +318,6 @@ def _load(text: str) -> RustTokenizer:
         raise
     except BaseException as error:  # the library raises bare Exception, and panics as BaseException
         reason = " ".join(str(error).split())
-        raise ValueError(f"the tokenizers library refuses it: {reason:.300}") from None
+        raise ValueError(
+            f"the tokenizers library refuses it: {reason if reason.isprintable() else shown(reason):.300}"
+        ) from None

@@ -36,6 +36,7 @@ PLAN_FILE = "own_text.json"
 _EXCLUDE = (".*", *sorted(GENERATED_FOLDERS), "runs")  # hidden, generated, and where runs go unless told otherwise
 _MAX_BYTES = 64_000_000  # of a file: what is named is wanted, however long
 _LONGEST_ROWS, _SHORTEST_ROWS = 1024, 16
+_MOST_STEPS, _MOST_MINUTES = 10**9, 525_600
 _LEAST_ROWS = 8  # of one length, that the text must fill
 _ROWS = 4  # in an update
 _PASSES, _MINUTES = 4.0, 10.0  # over the text, of time: whichever is less, unless told otherwise
@@ -81,10 +82,12 @@ class OwnText:
         check_fields(self)
         if self.steps is not None and self.minutes is not None:
             raise ValueError(f"--steps {self.steps} and --minutes {self.minutes} both say how long; give one of them")
-        for name, least in (("steps", 1), ("length", _SHORTEST_ROWS)):
+        for name, least, most in (("steps", 1, _MOST_STEPS), ("length", _SHORTEST_ROWS, 2**31 - 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"--{name} is {value}; expected at least {least}")
+            if value is not None and not least <= value <= most:
+                raise ValueError(f"--{name} is {value}; expected at least {least}, at most {most}")
+        if self.minutes is not None and self.minutes > _MOST_MINUTES:
+            raise ValueError(f"--minutes is {self.minutes:g}; expected at most {_MOST_MINUTES}, a year")
         if (self.minutes is not None and self.minutes <= 0) or self.rate <= 0:
             raise ValueError(f"--minutes is {self.minutes}, --rate is {self.rate}; expected numbers above 0")
         if self.text != STANDARD_LIBRARY:

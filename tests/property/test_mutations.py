@@ -397,7 +397,8 @@ def test_models(count: int, folder: Path) -> None:
         if model is None:
             return False
         with deadline(), torch.no_grad():
-            found, expected = model(ids)[0], PlainForward(model.config, model.state_dict())(ids[0]).logits
+            some = ids[:, : model.config.max_position_embeddings]
+            found, expected = model(some)[0], PlainForward(model.config, model.state_dict())(some[0]).logits
         if expected.isfinite().all():
             torch.testing.assert_close(found, expected, **TOL["public prefill logits", "float32"].bounds)
         return True

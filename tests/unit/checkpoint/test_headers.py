@@ -26,6 +26,7 @@ def file_of(folder: Path, header: bytes, data: bytes = b"\0" * 4) -> Path:
         ({"t": ENTRY, "__metadata__": {"x": float("inf")}}, "Infinity is no JSON"),
         ({"t": ENTRY, "__metadata__": {"x": 1}}, "__metadata__ is {'x': 1}; expected texts"),
         ({"t": ENTRY, "__metadata__": []}, r"__metadata__ is \[\]; expected texts"),
+        ({"t": ENTRY | {"shape": [-0.0]}}, "expected lists of sizes"),
         ({"\ud800": ENTRY}, "surrogates not allowed"),
         ({"t": ENTRY | {"shape": [0, 2**62, 2**62], "data_offsets": [0, 0]}}, "expected lists of sizes"),
         ({"t": ENTRY | {"shape": [1] * 65}}, "expected lists of sizes"),

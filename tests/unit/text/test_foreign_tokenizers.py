@@ -174,6 +174,7 @@ def add_entry(name: str) -> Edit:
         (model(merges=[["q", "qq"]]), "the tokenizers library refuses it"),
         (edited(model=None), "model is None"),
         (edited(version="1\n0"), "Unknown tokenizer version"),
+        (edited(version="\0"), r"Unknown tokenizer version .\\x00"),
         (edited(added_tokens=[flags(id=9, content="x" * 10**5, special=1)]), "special of the token 'xxx"),
         (edited(added_tokens={}), "added_tokens is {}"),
         (edited(added_tokens=[flags(id=2**40, content="<x>")]), "expected a whole number"),
