@@ -64,6 +64,7 @@ class PagedCache:
         self.block_size = block_size
         self.dtype = dtype
         self.device = torch.device(device)
+        self.has_draft_layer = draft
         self._slots = num_blocks * block_size
         streams = {layer: layer_streams(config, layer) for layer in range(config.num_hidden_layers + draft)}
         names = _codec_names({s.name for of_layer in streams.values() for s in of_layer}, codecs)
@@ -124,6 +125,34 @@ class PagedCache:
             ValueError: a table is too short or names a block that does not exist.
         """
         return PagedView(self, [t if isinstance(t, BlockTable) else BlockTable(t) for t in tables], spans)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block in all pools."""
+        return self.nbytes // self.num_blocks
+
+    def read_block(self, block: int) -> bytes:
+        """All that is stored in a block, pool by pool in order of layer and stream."""
+        rows = (self.pools[key].stored[self._rows_of(block)] for key in sorted(self.pools))
+        return b"".join(part.cpu().contiguous().view(torch.uint8).numpy().tobytes() for part in rows)
+
+    def write_block(self, block: int, data: bytearray | memoryview) -> None:
+        """Store what `read_block` gave, of this block or another one.
+
+        Raises:
+            ValueError: the data has another size than a block.
+        """
+        if len(data) != self.block_bytes:
+            raise ValueError(f"{len(data)} bytes for a block of {self.block_bytes}")
+        at = 0
+        for key in sorted(self.pools):
+            rows = self.pools[key].stored[self._rows_of(block)]
+            part = torch.frombuffer(data, dtype=torch.uint8, count=rows.nbytes, offset=at)
+            rows.copy_(part.view(rows.dtype).view(rows.shape))
+            at += rows.nbytes
+
+    def _rows_of(self, block: int) -> slice:
+        return slice(block * self.block_size, (block + 1) * self.block_size)
 
     def block_ids(self, table: BlockTable) -> Tensor:
         """The ids of a table as int64 `[len(table)]` on the cache's device, kept from step to step."""

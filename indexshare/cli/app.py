@@ -15,6 +15,7 @@ from cyclopts import App, CycloptsError
 
 from indexshare import __version__
 from indexshare.cli.bench import bench
+from indexshare.cli.cache import cache
 from indexshare.cli.complete import complete
 from indexshare.cli.curve import curve
 from indexshare.cli.doctor import doctor
@@ -45,8 +46,9 @@ def build_app() -> App:
         help_epilogue="`indexshare VERB --help` explains a verb.",
         suppress_keyboard_interrupt=False,
     )
-    for verb in (complete, generate, score, tokenize, models, info, plan, verify, train, curve, export, bench, doctor):
+    for verb in (complete, generate, score, tokenize, models, info, plan, verify, train, curve, export, bench, cache):
         app.command(verb)
+    app.command(doctor)
     app.command(evaluate, name="eval")
     app.command(shell_completion)
     return app

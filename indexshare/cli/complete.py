@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -12,6 +12,7 @@ from indexshare.cli.measuring import Status
 from indexshare.cli.options import ModelOptions, SamplingOptions
 from indexshare.cli.output import note, print_json
 from indexshare.cli.streaming import as_json, write_each
+from indexshare.config.environment import prefix_directory
 from indexshare.text.files import plural
 
 if TYPE_CHECKING:
@@ -33,13 +34,14 @@ def complete(
     model_options: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
     stats: Annotated[bool, Parameter(negative="")] = False,
+    no_cache_dir: Annotated[bool, Parameter(negative="")] = False,
     json: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Complete source code at a cursor, with a source tree in the context.
 
-    The continuation is printed as it is made, then what it cost (on standard error). The files most relevant
-    to the text before the cursor are nearest to it; what does not fit is left out. Text after the cursor is
-    not used.
+    The continuation is printed as it is made, then what it cost (on standard error). Files that the text
+    before the cursor imports are nearest to it; the least relevant that do not fit are left out. Text after the
+    cursor is not used. What was read is kept in files: the next completion in the same tree begins with it.
 
     Parameters
     ----------
@@ -52,11 +54,15 @@ def complete(
         Most tokens of context: 16,384, or what the model has room for, unless given.
     stats
         Also say what drafts were good for; those that stayed are green on a terminal.
+    no_cache_dir
+        Keep nothing in files. Without it and --cache-dir they are in the user's cache folder; see `indexshare cache`.
     json
         Print one JSON object instead: the text (with -n all of them), the files in the context, and the cost.
     """
     from indexshare.repository.source_tree import read_cursor
 
+    if no_cache_dir and model_options is not None and model_options.cache_dir is not None:
+        raise ValueError(f"--no-cache-dir and --cache-dir {model_options.cache_dir} contradict each other; give one")
     options, sampling = model_options or ModelOptions(), sampling or SamplingOptions()
     defaults = options.generation()
     params = sampling.fitted(sampling.params(defaults), options.context() // 2)
@@ -69,7 +75,8 @@ def complete(
     if not json:
         _announce(cursor, packed)
         sampling.announce(params, defaults)
-    llm = options.load(tokenizer, cache_tokens=len(prompt) + params.max_tokens if len(each_sample) == 1 else None)
+    room = len(prompt) + params.max_tokens if len(each_sample) == 1 else None
+    llm = options.load(tokenizer, cache_tokens=room, cache_dir=None if no_cache_dir else prefix_directory())
     if not json:
         described = f"{plural(len(prompt), 'token')} of context from {plural(len(packed.files), 'file')}"
         write_each(llm, [prompt] * len(each_sample), each_sample, lambda output: described, show_drafts=stats)
@@ -77,12 +84,15 @@ def complete(
     texts = [as_json(output, tokenizer) for output in llm.generate([prompt] * len(each_sample), each_sample)]
     made = texts[0] if len(texts) == 1 else {"completions": texts}
     where = {"file": str(cursor.path), "line": cursor.line, "column": cursor.column}
-    files = {
+    print_json({"model": options.model} | where | made | _files(packed))
+
+
+def _files(packed: PackedContext) -> dict[str, Any]:
+    return {
         "files": [asdict(entry) for entry in packed.files],
         "left_out": list(packed.left_out),
         "skipped": [asdict(entry) for entry in packed.skipped],
     }
-    print_json({"model": options.model} | where | made | files)
 
 
 def encode_context(packed: PackedContext, tokenizer: Tokenizer) -> list[int]:
@@ -133,6 +143,7 @@ def _pack(cursor: Cursor, root: Path | None, tokenizer: Tokenizer, budget: int) 
             header=file_header,
             separator_tokens=len(_separator(tokenizer)),
             skipped=tree.skipped,
+            steady=True,
         )
 
 

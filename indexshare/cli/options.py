@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -47,6 +48,10 @@ class ModelOptions:
         guesses are good; text at temperature 0 stays the same.
     drafter
         Who guesses: lookup (what followed the last words where they stood before), mtp (the draft layer) or both.
+    cache_dir
+        Folder in which the blocks of prompts are kept for the next run; several may use one.
+    cache_dir_gib
+        Most that the folder may hold, in GiB; what was longest unused makes room.
     threads
         CPU threads to use. All cores unless given.
     """
@@ -61,6 +66,8 @@ class ModelOptions:
     index_cache_dtype: str | None = None
     draft_tokens: int | Literal["auto"] = 0
     drafter: Literal["lookup", "mtp", "both"] = "lookup"
+    cache_dir: Path | None = None
+    cache_dir_gib: float = 2.0
     threads: int | None = None
 
     def tokenizer(self) -> Tokenizer:
@@ -87,14 +94,19 @@ class ModelOptions:
 
         return GenerationDefaults.load(model_directory(self.model))
 
-    def load(self, tokenizer: Tokenizer, *, cache_tokens: int | None = None) -> LLM:
-        """The engine around the model; room for `cache_tokens` tokens, or the engine's choice, unless the user said."""
+    def load(self, tokenizer: Tokenizer, *, cache_tokens: int | None = None, cache_dir: Path | None = None) -> LLM:
+        """The engine around the model.
+
+        Room for `cache_tokens` tokens, or its own choice, and files in `cache_dir`, unless the user said otherwise.
+        """
         from indexshare.cache.codecs import codec_name
         from indexshare.engine.llm import LLM
 
         check_device(self.device)
         codec_name("--cache-dtype", self.cache_dtype)
         codec_name("--index-cache-dtype", self.index_cache_dtype)
+        if not 0 <= self.cache_dir_gib < 2**20:
+            raise ValueError(f"--cache-dir-gib is {self.cache_dir_gib:g}; expected a number of GiB, 0 or more")
         return LLM(
             self.model,
             tokenizer=tokenizer,
@@ -107,6 +119,8 @@ class ModelOptions:
             full_attention_below=self.full_attention_below,
             draft_tokens=self.draft_tokens,
             drafter=self.drafter,
+            cache_dir=cache_dir if self.cache_dir is None else self.cache_dir,
+            cache_dir_bytes=int(self.cache_dir_gib * 2**30),
             threads=self.threads,
         )
 

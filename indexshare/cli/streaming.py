@@ -103,9 +103,10 @@ def write_each(
 def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
     """What a completion cost, in two lines; `context` describes the prompt."""
     passes = stats.index_passes_run + stats.index_passes_saved
+    known = f", {stats.cached_tokens:,} of them from the cache" if stats.cached_tokens else ""
     saved = f" ({stats.index_passes_saved / passes:.0%} saved)" if passes else ""
     return [
-        f"{context}; prefill {stats.prefill_s:.1f} s, {stats.prefill_tokens_per_s:,.0f} tokens/s; "
+        f"{context}{known}; prefill {stats.prefill_s:.1f} s, {stats.prefill_tokens_per_s:,.0f} tokens/s; "
         f"{plural(stats.completion_tokens, 'token')} written, {stats.decode_tokens_per_s:,.1f} tokens/s",
         f"index passes {stats.index_passes_run:,} run, {stats.index_passes_saved:,} spared{saved}; "
         f"{stats.share_attended:.1%} of tokens attended; peak memory {size(peak_memory_bytes())}",

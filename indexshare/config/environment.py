@@ -8,6 +8,7 @@ import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 PREFIX = "INDEXSHARE_"
 _SWITCH = {"": False, "0": False, "1": True}
@@ -58,6 +59,16 @@ def read_secret(name: str, option: str) -> str:
             f"{option} names the environment variable {name!r}, which is not set; set it to the key itself"
         )
     return value
+
+
+def prefix_directory(variables: Mapping[str, str] | None = None) -> Path:
+    """Where the command keeps blocks of prompts: `indexshare/prefixes` in the user's cache folder.
+
+    That folder is `XDG_CACHE_HOME` where it is an absolute path, as its specification wants, else `~/.cache`.
+    """
+    home = (os.environ if variables is None else variables).get("XDG_CACHE_HOME", "")
+    base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
+    return base / "indexshare" / "prefixes"
 
 
 def ignore_useless_columns() -> None:

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
+from indexshare.cache.block_files import BlockFiles
 from indexshare.cache.blocks import BlockAllocator
 from indexshare.cache.paged import PagedCache
+from indexshare.cache.prefix import PrefixCache
 from indexshare.engine.admission import check_capacity
 from indexshare.engine.drafting.base import Wish
 from indexshare.engine.drafting.drawing import NO_DRAFTS, Case, Drawn, draw_cases
+from indexshare.engine.drafting.layer import MOST_WAITING
 from indexshare.engine.drafting.rounds import Drafting, may_draft
+from indexshare.engine.identity import rows_mark
 from indexshare.engine.outputs import Chunk, CompletionOutput, TokenLogprobs
 from indexshare.engine.params import SamplingParams
 from indexshare.engine.penalties import SeenTokens
 from indexshare.engine.request import Request, RequestState
+from indexshare.engine.row_products import fewest_rows
 from indexshare.engine.runner import Model, Runner
 from indexshare.engine.sampler import Draw
+from indexshare.engine.saved_prefixes import SavedPrefixes
 from indexshare.engine.scheduler import PREFILL_CHUNK, Row, Scheduler
 from indexshare.engine.scoring import Scorer
 from indexshare.engine.text import TextAssembler
+from indexshare.model.forward_pass import attention_limit
+from indexshare.model.glm import GlmMoeDsa
+from indexshare.step.native_step import MAX_ROWS
 from indexshare.text.files import plural
 from indexshare.text.tokenizer import Tokenizer
 
@@ -111,6 +121,8 @@ class Engine:
         token_budget: most tokens computed in one step, which bounds the memory of a step.
         max_running: most sequences in the cache at a time.
         full_attention_below: contexts up to this length are attended in full.
+        prefix_cache: start prompts with the blocks of earlier ones that begin in the same way.
+        files: where those of earlier processes are, and where this one's are kept; only with `prefix_cache`.
         eos_ids: ids that end a text, the tokenizer's besides; those of the model's configuration unless given.
         drafting: who drafts tokens that steps then verify, and how many; None for nobody.
     """
@@ -125,6 +137,8 @@ class Engine:
         token_budget: int = PREFILL_CHUNK,
         max_running: int = 64,
         full_attention_below: int = 0,
+        prefix_cache: bool = False,
+        files: BlockFiles | None = None,
         eos_ids: Collection[int] | None = None,
         drafting: Drafting | None = None,
     ) -> None:
@@ -132,7 +146,24 @@ class Engine:
         self.tokenizer = tokenizer
         self.max_context = model.config.max_position_embeddings if max_context is None else max_context
         self.allocator = BlockAllocator(cache.num_blocks, cache.block_size)
-        self.scheduler = Scheduler(self.allocator, token_budget=token_budget, max_running=max_running)
+        self._lock = threading.RLock()
+        self.prefixes: PrefixCache | None = None
+        self.saved: SavedPrefixes | None = None
+        least = _least_piece(model)
+        if prefix_cache:
+            limit = attention_limit(model.config, full_attention_below)
+            step = math.lcm(cache.block_size, token_budget) if least is None else None
+            drafts = cache.has_draft_layer
+            self.prefixes = PrefixCache(
+                self.allocator, first=limit, step=step, left=least or 1, ahead=int(drafts), late=MOST_WAITING * drafts
+            )
+            if files is not None:
+                self.saved = SavedPrefixes(files, cache, self.prefixes, self._lock)
+        self._model, self._mark = model, rows_mark(model)
+        self.scheduler = Scheduler(
+            self.allocator, token_budget=token_budget, max_running=max_running, least_piece=least or 1,
+            prefixes=self.prefixes, restore=self._restore,
+        )  # fmt: skip
         self.runner = Runner(model, cache, full_attention_below=full_attention_below)
         self._drafting = drafting
         self._scorer = Scorer(
@@ -144,7 +175,6 @@ class Engine:
         self._eos = frozenset(eos)
         self._vocab_size = model.config.vocab_size
         self._generations: dict[Request, Generation] = {}
-        self._lock = threading.RLock()
 
     @property
     def has_work(self) -> bool:
@@ -181,9 +211,25 @@ class Engine:
         silent = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos)}
         generation = Generation(request, TextAssembler(self.tokenizer, params.stop, silent), name)
         with self._lock:
+            self._forget_outdated()
             self.scheduler.add(request)
             self._generations[request] = generation
         return generation
+
+    def _forget_outdated(self) -> None:
+        """Known prefixes are of no use once the weights, or how they are multiplied, have changed."""
+        if self.prefixes is not None and (mark := rows_mark(self._model)) != self._mark:
+            self._mark = mark
+            self.prefixes.clear()
+            self.saved = None  # the files are those of other weights
+
+    def _restore(self, request: Request, known: int) -> int:
+        return known if self.saved is None else self.saved.restore(request, known)
+
+    def _end(self, request: Request, reason: str) -> None:
+        if self.saved is not None:
+            self.saved.remember(request)
+        self.scheduler.finish(request, reason)
 
     def score(
         self, ids: Sequence[int], first: int, *, top: int = 0, progress: Callable[[int], None] | None = None
@@ -196,7 +242,7 @@ class Engine:
         """End a request now and free its blocks; nothing happens if it has ended already."""
         with self._lock:
             if self._generations.pop(generation.request, None) is not None:
-                self.scheduler.finish(generation.request, "abort")
+                self._end(generation.request, "abort")
                 generation.abort()
 
     def step(self) -> None:
@@ -270,5 +316,16 @@ class Engine:
             reason = "abort"
             generation.abort()
         if reason is not None:
-            self.scheduler.finish(request, reason)
+            self._end(request, reason)
             del self._generations[request]
+
+
+def _least_piece(model: Model) -> int | None:
+    """From how many rows on a prompt's piece is computed to the same bits however the prompt is cut, None if never.
+
+    Where rows of a product depend on their number, a prompt may be cut only where a cold run cuts it.
+    """
+    if not isinstance(model, GlmMoeDsa):
+        return 1
+    least = fewest_rows(model.embed_tokens.weight)
+    return None if least is None else max(least, MAX_ROWS + 1)  # up to MAX_ROWS the native step computes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -10,14 +11,17 @@ from typing import Any
 
 import torch
 
+from indexshare.cache.block_files import BlockFiles
 from indexshare.cache.codecs import codec_name, codecs_by_stream, row_bytes
 from indexshare.cache.paged import PagedCache
 from indexshare.config.arguments import as_integer
+from indexshare.config.shipped import model_directory
 from indexshare.engine.admission import check_prompt
 from indexshare.engine.capacity import default_cache_tokens
 from indexshare.engine.core import Engine, Generation
 from indexshare.engine.drafting import build
 from indexshare.engine.drafting.build import DraftTokens
+from indexshare.engine.identity import rows_identity
 from indexshare.engine.loading import generation_defaults, load_with_tokenizer
 from indexshare.engine.outputs import Chunk, CompletionOutput
 from indexshare.engine.params import SamplingParams
@@ -29,9 +33,12 @@ from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
 
 BLOCK_SIZE = 64
+CACHE_DIR_BYTES = 2 << 30
 _AHEAD = 2  # requests in the engine for each that can run, so that none of its places stays empty
 _Request = tuple[list[int], SamplingParams, str]
 MAX_THREADS = 1024  # beyond any machine; compute libraries fail, or crash, somewhere above
+
+_log = logging.getLogger(__name__)
 
 
 class LLM:
@@ -60,6 +67,10 @@ class LLM:
             temperature; with a draft layer its law is the same.
         drafter: "lookup" guesses what followed the last tokens where they occurred before, "mtp" asks the model's draft
             layer, "both" a lookup where there is one and else the layer.
+        prefix_cache: start prompts with the blocks of earlier ones that begin in the same way; nothing that is
+            generated depends on it (`docs/prefixes.md`).
+        cache_dir: folder in which the blocks of prompts outlive the process; several processes may use one.
+        cache_dir_bytes: most that it holds; what was longest unused makes room.
         threads: CPU threads for torch, for the whole process; None leaves them.
 
     Raises:
@@ -83,6 +94,9 @@ class LLM:
         full_attention_below: int = 0,
         draft_tokens: DraftTokens = 0,
         drafter: str = "lookup",
+        prefix_cache: bool = True,
+        cache_dir: str | Path | None = None,
+        cache_dir_bytes: int = CACHE_DIR_BYTES,
         threads: int | None = None,
     ) -> None:
         max_context = _positive("max_context", max_context)
@@ -93,6 +107,8 @@ class LLM:
         index_cache_dtype = codec_name("index_cache_dtype", index_cache_dtype)
         full_attention_below = as_integer("full_attention_below", full_attention_below, low=0)
         draft_tokens = build.check(draft_tokens, drafter)
+        cache_dir_bytes = as_integer("cache_dir_bytes", cache_dir_bytes, low=0)
+        folder = _folder(cache_dir, prefix_cache)
         _set_threads(threads)
         self.model, self.tokenizer = load_with_tokenizer(model, tokenizer, dtype, device, weights)
         self.generation = generation_defaults(self.model)
@@ -111,17 +127,21 @@ class LLM:
             )  # fmt: skip
         blocks = -(-cache_tokens // BLOCK_SIZE)
         cache = PagedCache(config, blocks, BLOCK_SIZE, embedding.dtype, embedding.device, draft, codecs)
+        settings = {"prefill_chunk": prefill_chunk, "full_attention_below": full_attention_below}
+        files = None if folder is None else self._block_files(folder, model, cache, cache_dir_bytes, settings)
         self.engine = Engine(
-            self.model,
-            cache,
-            tokenizer=self.tokenizer,
-            max_context=self.max_context,
-            token_budget=prefill_chunk,
-            max_running=max_batch,
-            full_attention_below=full_attention_below,
+            self.model, cache, tokenizer=self.tokenizer, max_context=self.max_context, token_budget=prefill_chunk,
+            max_running=max_batch, full_attention_below=full_attention_below, prefix_cache=prefix_cache, files=files,
             eos_ids=self.generation.eos_token_ids,
             drafting=build.build(draft_tokens, drafter, self.model, cache, full_attention_below=full_attention_below),
-        )
+        )  # fmt: skip
+
+    def _block_files(
+        self, folder: Path, model: Any, cache: PagedCache, max_bytes: int, settings: dict[str, Any]
+    ) -> BlockFiles:
+        directory = model_directory(model) if isinstance(model, str | Path) else None
+        name, about = rows_identity(self.model, cache, directory, settings)
+        return BlockFiles(folder, name, about, max_bytes=max_bytes, explain=_log.warning)
 
     @property
     def cache(self) -> PagedCache:
@@ -331,6 +351,18 @@ class LLM:
         if isinstance(prompt, bytes) or not hasattr(prompt, "__iter__"):
             raise ValueError(f"{name} is {prompt!r}; expected a text or a list of token ids")
         return check_prompt(prompt, self.model.config.vocab_size, name)
+
+
+def _folder(cache_dir: str | Path | None, prefix_cache: bool) -> Path | None:
+    """The folder for blocks, which may not be there yet; ValueError when it cannot be one or would not be used."""
+    if cache_dir is None:
+        return None
+    if not prefix_cache:
+        raise ValueError(f"cache_dir is {str(cache_dir)!r}, but prefix_cache is False; leave one of them out")
+    folder = Path(cache_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"cache_dir is {str(cache_dir)!r}, which is a file; expected a folder")
+    return folder
 
 
 def _positive(name: str, value: Any) -> int | None:

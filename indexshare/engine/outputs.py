@@ -30,6 +30,8 @@ class RequestStats:
 
     prompt_tokens: int
     completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that were not computed: an earlier prompt began in the same way."""
     queue_s: float = 0.0
     """From arrival to the first step with this request."""
     prefill_s: float = 0.0
@@ -90,8 +92,8 @@ class RequestStats:
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens per second of prefill, 0 before the first token."""
-        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+        """Computed prompt tokens per second of prefill, 0 before the first token."""
+        return (self.prompt_tokens - self.cached_tokens) / self.prefill_s if self.prefill_s else 0.0
 
     @property
     def decode_tokens_per_s(self) -> float:

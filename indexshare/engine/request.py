@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from indexshare.cache.blocks import BlockTable
+from indexshare.cache.prefix import TOKEN_BYTES, pack_tokens
 from indexshare.engine.outputs import RequestStats, TokenLogprobs
 from indexshare.engine.params import SEED_BITS, SamplingParams
 
@@ -31,6 +32,7 @@ class Request:
 
     The first `computed` tokens have their keys in the cache, in the blocks of `table`.
     `drafts` are guesses of the next tokens, which the next step computes behind the last one.
+    `epoch` is that of the known prefixes in which it was admitted, -1 when nobody may begin with its blocks.
     """
 
     prompt_ids: Sequence[int]
@@ -39,6 +41,7 @@ class Request:
     state: RequestState = RequestState.WAITING
     computed: int = 0
     table: BlockTable = field(default_factory=BlockTable)
+    epoch: int = -1
     tokens: list[int] = field(init=False)
     drafts: Sequence[int] = ()
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -49,6 +52,7 @@ class Request:
     first_token_at: float | None = None
     seed: int = field(init=False)
     stats: RequestStats = field(init=False)
+    _packed: bytes = field(default=b"", repr=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.prompt_ids)
@@ -84,6 +88,12 @@ class Request:
     def finished(self) -> bool:
         """Whether no more tokens will come."""
         return self.state is RequestState.FINISHED
+
+    def packed(self) -> bytes:
+        """All tokens so far, as they are compared with others."""
+        if len(self._packed) != TOKEN_BYTES * len(self.tokens):
+            self._packed = pack_tokens(self.tokens)
+        return self._packed
 
     def append(self, token: int, now: float) -> None:
         """Take a generated token and decide whether it is the last one (stop strings are the caller's)."""

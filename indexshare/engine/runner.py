@@ -19,6 +19,8 @@ from indexshare.model.forward_pass import attention_limit
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.step.native_step import MAX_ROWS, NativeStep
 
+HEAD_ROWS = 16  # rows of a product with the head, or a multiple
+
 
 class Model(Protocol):
     """The part of `model.glm.GlmMoeDsa` that the engine calls."""
@@ -112,7 +114,9 @@ class Runner:
     def _logits(self, hidden: Tensor, ends: Sequence[int]) -> Tensor:
         if not ends:
             return torch.empty(0, self.model.config.vocab_size, device=hidden.device)
-        return self.model.logits(hidden if len(ends) == len(hidden) else hidden[ends])
+        # A whole number of rows for the head, the last one repeated: logits do not depend on how many are wanted then.
+        padded = [*ends, *[ends[-1]] * (-len(ends) % HEAD_ROWS)]
+        return self.model.logits(hidden[padded])[: len(ends)]
 
     def count(self, stats: RequestStats, past: int, length: int) -> None:
         """Add the work of the queries at positions `past .. past+length-1` to a request's statistics."""

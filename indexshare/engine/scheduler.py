@@ -8,11 +8,12 @@ always gets finished.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from indexshare.cache.blocks import BlockAllocator, BlockTable
+from indexshare.cache.prefix import TOKEN_BYTES, PrefixCache
 from indexshare.config.arguments import as_integer
 from indexshare.engine.request import Request, RequestState
 
@@ -50,13 +51,30 @@ class Scheduler:
         allocator: the blocks of the cache.
         token_budget: most tokens in one step, at least 1.
         max_running: most sequences in the cache at a time, at least 1.
+        least_piece: a prompt's last piece has at least so many tokens, where they can be moved into it: a few rows are
+            computed in another way, to other last bits.
+        prefixes: what is known of earlier sequences; nothing is taken over without it.
+        restore: called with a sequence that is being admitted and how many of its tokens are known; returns how many
+            are once it has filled further blocks of its table, and has told `prefixes` so.
 
     Raises:
         ValueError: a limit below 1.
     """
 
-    def __init__(self, allocator: BlockAllocator, *, token_budget: int = PREFILL_CHUNK, max_running: int = 64) -> None:
+    def __init__(
+        self,
+        allocator: BlockAllocator,
+        *,
+        token_budget: int = PREFILL_CHUNK,
+        max_running: int = 64,
+        least_piece: int = 1,
+        prefixes: PrefixCache | None = None,
+        restore: Callable[[Request, int], int] | None = None,
+    ) -> None:
         self.allocator = allocator
+        self._least_piece = least_piece
+        self.prefixes = prefixes
+        self._restore = restore
         self.token_budget = as_integer("token_budget", token_budget, low=1)
         self.max_running = as_integer("max_running", max_running, low=1)
         # Both in order of arrival, and all running ones arrived before all waiting ones.
@@ -110,6 +128,8 @@ class Scheduler:
                 if request.state is not RequestState.DECODE:
                     break  # it was the youngest and gave way itself
                 # The last token again, should a step have been interrupted after its commit.
+                if request.computed == len(request.tokens) and self.prefixes is not None:
+                    self.prefixes.forget(request.table.ids[(request.computed - 1) // self.allocator.block_size])
                 past = min(request.computed, len(request.tokens) - 1)
                 rows.append(Row(request, past, length, request.drafts))
                 budget -= length
@@ -117,7 +137,7 @@ class Scheduler:
         for request in self._running:
             if request.state is RequestState.PREFILL and budget > 0:
                 budget -= self._prefill(request, budget, rows)
-        while self._waiting and budget > 0 and not preempted and self._admit():
+        while self._waiting and budget > 0 and not preempted and self._suits(budget, rows) and self._admit():
             budget -= self._prefill(self._running[-1], budget, rows)
         return rows
 
@@ -126,8 +146,25 @@ class Scheduler:
         for row in rows:
             request = row.request
             request.computed = row.past + row.own
+            if self.prefixes is not None and request.state is RequestState.PREFILL:
+                if not self._is_regular(self.prefixes, row):
+                    request.epoch = -1
+                self._remember(self.prefixes, request)
             if request.computed == len(request.tokens):
                 request.state = RequestState.DECODE
+
+    def _is_regular(self, prefixes: PrefixCache, row: Row) -> bool:
+        """Whether a piece ends where it would in any other schedule, or lies where that changes no bit."""
+        end = row.past + row.length
+        if row.past >= prefixes.first:
+            return True
+        return row.past % self.token_budget == 0 and (end >= prefixes.first or end % self.token_budget == 0)
+
+    @staticmethod
+    def _remember(prefixes: PrefixCache, request: Request) -> None:
+        """Let others begin with what was read; what decode steps computed differs from that in its last bits."""
+        if request.epoch == prefixes.epoch:
+            prefixes.insert(request.packed(), request.table.ids, request.computed - prefixes.late)
 
     def finish(self, request: Request, reason: str) -> None:
         """Take a request out and free its blocks, at any point of its life; finished ones are left alone."""
@@ -142,11 +179,17 @@ class Scheduler:
             self._waiting.remove(request)
 
     def check_integrity(self) -> None:
-        """Check the allocator's books and that every block in use belongs to exactly one running request."""
+        """Check the books: blocks belong to running requests only, and nobody writes into one that has two owners."""
         self.allocator.check_integrity()
-        owned = [b for r in self._running for b in r.table]
-        assert len(set(owned)) == len(owned), "two requests own one block"
-        assert len(owned) == self.allocator.num_blocks - self.allocator.num_free, "a block was lost"
+        if self.prefixes is not None:
+            self.prefixes.check_integrity()
+        owners = Counter(b for r in self._running for b in r.table)
+        assert all(self.allocator.references(b) == n for b, n in owners.items()), "a block has other owners"
+        assert len(owners) == self.allocator.num_blocks - self.allocator.num_free, "a block was lost"
+        size = self.allocator.block_size
+        written = [b for r in self._running for b in r.table.ids[r.computed // size :]]
+        assert all(owners[b] == 1 for b in written), "two requests write into one block"
+        assert all(not self.allocator.is_kept(b) for b in written), "a block that others may take over is written"
         assert all(len(r.table) == 0 and r.computed == 0 for r in self._waiting), "a waiting request holds blocks"
         numbers = [r.number for r in self.requests]
         assert numbers == sorted(numbers), "requests are out of order"
@@ -154,6 +197,8 @@ class Scheduler:
     def _prefill(self, request: Request, budget: int, rows: list[Row]) -> int:
         """Add the next piece of a prompt; its blocks were taken at admission."""
         length = min(request.pending, budget)
+        if 0 < request.pending - length < self._least_piece < length:
+            length -= self._least_piece
         rows.append(Row(request, request.computed, length))
         return length
 
@@ -180,21 +225,64 @@ class Scheduler:
         request.stats.preemptions += 1
         self._waiting.appendleft(request)
 
+    def _suits(self, budget: int, rows: list[Row]) -> bool:
+        """Whether the oldest waiting request can begin with a piece of the size that it would have in a step alone."""
+        if self.prefixes is None or all(row.request.state is RequestState.DECODE for row in rows):
+            return True
+        return budget >= min(self.prefixes.first, len(self._waiting[0].tokens))
+
     def _admit(self) -> bool:
         """Move the oldest waiting request into the cache, if its whole prompt fits. False if it must wait."""
         if len(self._running) >= self.max_running:
             return False
         request = self._waiting[0]
-        needed = self.allocator.blocks_for(len(request.tokens))
+        known = [] if self.prefixes is None else self.prefixes.find(request.packed())
+        if self._is_being_read(request, len(known)):
+            return False
+        needed = self.allocator.blocks_for(len(request.tokens)) - len(known)
+        idle = sum(self.allocator.references(block) == 0 for block in known)
         # One block to spare for each sequence that will grow; otherwise the newcomer would soon be thrown out
         # again.
-        if needed + len(self._running) > self.allocator.num_free:
+        if needed + idle + len(self._running) > self.allocator.num_free:
             return False
-        self._waiting.popleft()
-        request.table = BlockTable(self.allocator.allocate(needed, near=self._place(request)))
-        request.state = RequestState.PREFILL
-        self._running.append(request)
+        self._begin(request, known, needed)
+        self._running.append(self._waiting.popleft())
         return True
+
+    def _begin(self, request: Request, known: list[int], needed: int) -> None:
+        """Give a request its blocks: `known` ones that it shares, and `needed` of its own."""
+        for block in known:
+            self.allocator.share(block)
+        place = known[-1] + 1 if known else self._place(request)
+        request.table = BlockTable([*known, *self.allocator.allocate(needed, near=place)])
+        request.state = RequestState.PREFILL
+        request.computed = len(known) * self.allocator.block_size
+        request.epoch = -1 if self.prefixes is None else self.prefixes.epoch
+        if self._restore is not None:
+            try:
+                request.computed = self._restore(request, request.computed)
+            except BaseException:  # Ctrl+C, while files are read
+                self._release(request)
+                request.state = RequestState.WAITING
+                raise
+        if not request.stats.preemptions:
+            request.stats.cached_tokens = request.computed
+
+    def _is_being_read(self, request: Request, known: int) -> bool:
+        """Whether a running request is about to read more of the same beginning than the `known` blocks."""
+        if self.prefixes is None:
+            return False
+        own, size = request.packed(), TOKEN_BYTES * self.allocator.block_size
+        for other in self._running:
+            offers = other.state is RequestState.PREFILL and other.epoch == self.prefixes.epoch
+            theirs = other.packed() if offers else b""
+            at = known * size
+            while at < min(len(own), len(theirs)) and own[at : at + size] == theirs[at : at + size]:
+                at += size
+            shared = self.prefixes.usable(min(at, len(own) - TOKEN_BYTES * self.prefixes.left) // TOKEN_BYTES)
+            if shared > known * self.allocator.block_size and own[: known * size] == theirs[: known * size]:
+                return True
+        return False
 
     def _place(self, request: Request) -> int | None:
         """Where this sequence can grow to its full length as one run, out of the others' way if possible."""
@@ -210,6 +298,6 @@ class Scheduler:
         return place
 
     def _release(self, request: Request) -> None:
-        self.allocator.free(request.table.ids)
+        self.allocator.free(request.table.ids[::-1])  # of what is kept, the end of a sequence goes first
         request.table = BlockTable()
         request.computed = 0

@@ -44,6 +44,7 @@ def engine_for(
         model, cache_tokens=length + decode_tokens + BLOCK_SIZE, cache_dtype=caches[0],
         index_cache_dtype=caches[1], prefill_chunk=PREFILL_CHUNK,
         full_attention_below=FULL_ATTENTION if full_attention else 0,
+        prefix_cache=False,  # every reading of a prompt is one
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ import math
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import PurePosixPath
@@ -25,6 +25,8 @@ _IMPORTED = 1.5  # more than all the rest together
 _SAME_FOLDER = 0.25
 _MOST_CHARACTERS_PER_TOKEN = 16
 _NEAR_LINES = 100  # identifiers this close to the cursor count twice
+_STEADY_LINES = 64  # lines by which a target that is too long loses its beginning
+_STEADY_PARTS = 32  # steps of the budget in which a target takes room
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]{2,}")
 
 
@@ -67,6 +69,7 @@ def pack_context(
     header: Callable[[str], str],
     separator_tokens: int = 0,
     skipped: Sequence[SkippedFile] = (),
+    steady: bool = False,
 ) -> PackedContext:
     """Choose and order files for a completion.
 
@@ -82,12 +85,15 @@ def pack_context(
         header: the line that precedes a file of this name.
         separator_tokens: tokens put between two files.
         skipped: entries that could not be read, handed through to the result.
+        steady: leave the beginning as it is when the text before the cursor changes a little, for the sake of a cache
+            of prefixes: files stand by kind (imported, same folder) and name, and room is given out in steps.
 
     Raises:
         ValueError: the budget is too small for the target's last line.
     """
-    target = _fit_target(target_name, before_cursor, budget, count_tokens, header)
-    room = budget - target[1].tokens
+    target = _fit_target(target_name, before_cursor, budget, count_tokens, header, _STEADY_LINES if steady else 1)
+    step = max(1, budget // _STEADY_PARTS) if steady else 1
+    room = budget - -(-target[1].tokens // step) * step
     others = rank_files([f for f in files if f.name != target_name], target_name, before_cursor)
     chosen: list[tuple[str, PackedFile]] = []
     left_out: list[str] = []
@@ -100,20 +106,23 @@ def pack_context(
             rest = others[position + (fitted is not None) :]
             left_out = [f.name for f in rest]
             break
+    if steady:
+        imports = imported_modules(before_cursor, PurePosixPath(target_name))
+        chosen.sort(key=lambda piece: (_kind(piece[1].name, target_name, imports), piece[1].name), reverse=True)
     ordered = [*reversed(chosen), target]
     return PackedContext(
         pieces=tuple(piece for piece, _ in ordered),
         files=tuple(entry for _, entry in ordered),
         left_out=tuple(left_out),
         skipped=tuple(skipped),
-        tokens=budget - room,
+        tokens=sum(entry.tokens for _, entry in ordered) + separator_tokens * (len(ordered) - 1),
     )
 
 
 def _fit_target(
-    name: str, before: str, budget: int, count: Callable[[str], int], header: Callable[[str], str]
+    name: str, before: str, budget: int, count: Callable[[str], int], header: Callable[[str], str], grain: int
 ) -> tuple[str, PackedFile]:
-    """The target under its header, cut at the front to whole lines when it is too long."""
+    """The target under its header; too long, it loses lines at its front, `grain` at a time if that leaves any."""
     lines = before.split("\n")
 
     def text(kept: int) -> str:
@@ -123,6 +132,7 @@ def _fit_target(
         kept = len(lines)
     else:
         kept = bisect_right(range(1, len(lines)), budget, key=lambda k: count(text(k)))
+        kept -= 0 if kept <= grain else -(len(lines) - kept) % grain
     if kept == 0:
         least = count(text(1))
         raise ValueError(f"the context budget is {budget} tokens; the line at the cursor needs {least} already")
@@ -176,12 +186,16 @@ def rank_files(files: Sequence[SourceFile], target_name: str, before_cursor: str
     most = max(overlap.values(), default=0.0) or 1.0
 
     def relevance(file: SourceFile) -> float:
-        path = PurePosixPath(file.name)
-        score = overlap[file.name] / most
-        score += _IMPORTED * any(is_module(path, dotted) for dotted in imports)
-        return score + _SAME_FOLDER * (path.parent == target.parent)
+        return overlap[file.name] / most + _kind(file.name, target_name, imports)[1]
 
     def key(file: SourceFile) -> tuple[bool, float, str]:
         return PurePosixPath(file.name).suffix != target.suffix, -relevance(file), file.name
 
     return sorted(files, key=key)
+
+
+def _kind(name: str, target_name: str, imports: Collection[str]) -> tuple[bool, float]:
+    """What makes a file relevant whatever the words in it: the target's suffix, then import and folder."""
+    path, target = PurePosixPath(name), PurePosixPath(target_name)
+    score = _IMPORTED * any(is_module(path, dotted) for dotted in imports)
+    return path.suffix == target.suffix, score + _SAME_FOLDER * (path.parent == target.parent)

@@ -24,7 +24,7 @@ from indexshare.engine.sampler import non_finite_rows
 from indexshare.engine.scheduler import Row
 from indexshare.model.glm import GlmMoeDsa
 
-_MOST_WAITING = 32  # slots of a request
+MOST_WAITING = 32  # slots of a request
 
 
 class LayerDrafter(Drafter):
@@ -70,7 +70,7 @@ class LayerDrafter(Drafter):
             return [new]
         waiting = self._waiting.get(request)
         slots = new if waiting is None else waiting.followed_by(new)
-        before, self._waiting[request] = slots.split(slots.count - 1 if slots.count > _MOST_WAITING else 0)
+        before, self._waiting[request] = slots.split(slots.count - 1 if slots.count > MOST_WAITING else 0)
         return [before]
 
     @torch.no_grad()  # in inference mode, tokens seen so far would become tensors that cannot be changed outside of it

@@ -16,6 +16,10 @@ from torch import Tensor
 # Places for the pairs of `ids` `[N, k]` in order of expert: contract in `torch_impl.group`.
 Group = Callable[[Tensor, int, int], tuple[list[int], Tensor, Tensor]]
 
+# Rows of an expert's product, or a multiple, without gradients: the CPU library multiplies one to three rows that are
+# left over in another way, and a token's last bits would depend on how many others chose its experts.
+INFERENCE_GRAIN = 16
+
 
 def grouped_experts(
     x: Tensor, ids: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor,
@@ -28,8 +32,9 @@ def grouped_experts(
     """
     if ids.shape[0] == 0:
         return torch.zeros_like(x)
-    plan = _Grouping(ids, gate_up.shape[0], group)
-    if torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, gate_up, down)):
+    wanted = torch.is_grad_enabled() and any(t.requires_grad for t in (x, weights, gate_up, down))
+    plan = _Grouping(ids, gate_up.shape[0], group, least=1 if wanted else INFERENCE_GRAIN)
+    if wanted:
         return _Experts.apply(x, weights, gate_up, down, plan, activation)
     inner = activation(*_grouped(x.index_select(0, plan.tokens), gate_up, plan).chunk(2, dim=-1))
     return plan.combine(_grouped(inner, down, plan), weights.to(x.dtype))
@@ -38,14 +43,15 @@ def grouped_experts(
 class _Grouping:
     """Places for token-expert pairs, in order of expert: `tokens` `[P]` are the tokens at the places.
 
-    Each expert's stretch is padded with copies of token 0 to a whole number of `_grain` rows. The CPU library compiles
+    Each expert's stretch is padded with copies of token 0 to a whole number of `_grain` rows, `least` at least (a power
+    of two). The CPU library compiles
     a kernel for every size of a product and keeps about a thousand; without the padding nearly every product of
     a training step has a size of its own, and runs at less than half the speed of one that was seen before.
     """
 
-    def __init__(self, ids: Tensor, num_experts: int, group: Group) -> None:
+    def __init__(self, ids: Tensor, num_experts: int, group: Group, least: int = 1) -> None:
         self.topk = ids.shape[1]
-        stops, self.tokens, self.inverse = group(ids, num_experts, _grain(ids.numel(), num_experts))
+        stops, self.tokens, self.inverse = group(ids, num_experts, max(least, _grain(ids.numel(), num_experts)))
         stretches = [slice(*bounds) for bounds in itertools.pairwise([0, *stops])]
         self.groups = [(e, part) for e, part in enumerate(stretches) if part.stop > part.start]
 

@@ -214,7 +214,7 @@ def test_text_prompts_are_encoded(tokenizer: Tokenizer) -> None:
 
 def test_prefill_progress_counts_every_prompt_token(model: GlmMoeDsa, prompts: list[list[int]]) -> None:
     calls: list[tuple[int, int]] = []
-    llm = LLM(model, cache_tokens=512, prefill_chunk=50)
+    llm = LLM(model, cache_tokens=512, prefill_chunk=50, prefix_cache=False)
     llm.generate(prompts[:2], GREEDY, on_prefill=lambda done, total: calls.append((done, total)))
     assert [total for _, total in calls] == [165] * len(calls)
     assert [done for done, _ in calls] == sorted({done for done, _ in calls})
@@ -222,7 +222,7 @@ def test_prefill_progress_counts_every_prompt_token(model: GlmMoeDsa, prompts: l
     assert len(calls) >= 4
     calls.clear()
     list(llm.stream(prompts[1], GREEDY, on_prefill=lambda done, total: calls.append((done, total))))
-    assert calls == [(50, 160), (100, 160), (150, 160), (160, 160)]
+    assert calls == [(50, 160), (100, 160), (133, 160), (160, 160)], "no piece of 10 tokens is left for the end"
 
 
 def test_a_bar_is_drawn_on_standard_error(

@@ -160,3 +160,33 @@ print([f.name for f in rank_files(files, "t.py", " ".join(words))])
 def test_ties_are_broken_by_name() -> None:
     files = [file("b.py"), file("a.py"), file("c.py")]
     assert [f.name for f in rank_files(files, "t.py", "")] == ["a.py", "b.py", "c.py"]
+
+
+def test_an_edit_leaves_a_steady_beginning() -> None:
+    """New words before the cursor change which file is the most like them, but not where files stand."""
+    files = [file(f"lib/{n}.py", f"alpha{n} beta{n} gamma{n}\n" * 3) for n in range(6)]
+    files += [file("lib/t.py"), file("used.py", "x = 2\n"), file("README.md", "alpha0\n")]
+    before = "import used\n" + "\n".join(f"alpha{n}" for n in range(6))
+
+    def steady(text: str, budget: int = 1000) -> PackedContext:
+        return pack(files, text, budget, target_name="lib/t.py", steady=True)
+
+    packed = steady(before)
+    assert [f.name for f in packed.files] == ["README.md", *(f"lib/{n}.py" for n in range(6)), "used.py", "lib/t.py"]
+    for edit in ("\nbeta3 gamma3 = 1", "\nbeta5", "\nREADME", ""):
+        assert steady(before + edit).pieces[:-1] == packed.pieces[:-1]
+        assert steady(before + edit).tokens == sum(map(words, steady(before + edit).pieces))
+    tight = steady(before, 64)  # a file is cut, and stays cut at the same line while the target grows
+    assert tight.files[:-1] == steady(before + "\nmore", 64).files[:-1]
+    assert tight.tokens <= 64 and any(f.lines < f.total_lines for f in tight.files)
+
+
+def test_a_target_that_is_too_long_loses_its_beginning_in_steps() -> None:
+    lines = [f"line {n}" for n in range(1000)]
+    starts = set()
+    for end in range(900, 964):
+        packed = pack([], "\n".join(lines[:end]), 3 + 2 * 200, steady=True)
+        starts.add(packed.pieces[0].split("\n")[1])
+        assert packed.tokens <= 403
+    assert starts <= {"line 704", "line 768"} and len(starts) == 2
+    assert pack([], "\n".join(lines), 3 + 2 * 4, steady=True).files[0].lines == 4
