@@ -226,3 +226,11 @@ def test_a_model_without_a_draft_layer_says_so_and_runs() -> None:
         llm = LLM(bare, cache_tokens=256, draft_tokens=2, drafter="both")
     assert len(llm.generate([[1, 2, 3]], greedy(8))[0].token_ids) == 8
     assert LLM(bare, cache_tokens=256, drafter="mtp").generate([[1]], greedy(2))
+
+
+@pytest.mark.parametrize("cache_dtype", ["int8", "fp8"])
+@pytest.mark.parametrize("drafter", ["lookup", "mtp"])
+def test_greedy_text_over_a_cache_in_8_bits(model: GlmMoeDsa, cache_dtype: str, drafter: str) -> None:
+    plain = LLM(model, cache_tokens=4096, cache_dtype=cache_dtype).generate(prompts(), greedy())
+    llm = LLM(model, cache_tokens=4096, cache_dtype=cache_dtype, draft_tokens=3, drafter=drafter)
+    assert texts(llm.generate(prompts(), greedy())) == texts(plain)
