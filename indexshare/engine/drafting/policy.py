@@ -118,6 +118,7 @@ class Measured(Policy):
     most: int = MOST_AUTO
     costs: RowCosts = field(default_factory=RowCosts)
     _draft_seconds: dict[str, float] = field(default_factory=dict)
+    _warm: set[str] = field(default_factory=set)  # drafters, and "" for steps, whose first time has passed
     _records: WeakKeyDictionary[Request, dict[str, _Record]] = field(default_factory=WeakKeyDictionary)
 
     def count(self, request: Request, source: str, sequences: int) -> int:
@@ -149,11 +150,16 @@ class Measured(Policy):
         record.last_tried = len(request.tokens)
 
     def timed(self, rows: int, seconds: float) -> None:
-        self.costs.add(rows, seconds)
+        if "" in self._warm:
+            self.costs.add(rows, seconds)
+        self._warm.add("")
 
     def timed_draft(self, source: str, drafts: int, seconds: float) -> None:
+        if source not in self._warm:  # the first time, weights and memory are got ready
+            self._warm.add(source)
+            return
         before = self._draft_seconds.get(source, seconds / drafts)
-        self._draft_seconds[source] = 0.9 * before + 0.1 * min(seconds / drafts, 3 * before)
+        self._draft_seconds[source] = 0.8 * before + 0.2 * min(seconds / drafts, 2 * before)
 
     def _record(self, request: Request, source: str) -> _Record:
         of_request = self._records.setdefault(request, {})

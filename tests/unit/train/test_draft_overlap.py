@@ -1,20 +1,28 @@
 """The end-to-end loss on total variation: overlaps, gradients by formula and differences, accepted drafts."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from indexshare import ops
+import indexshare
+from indexshare import load_model, ops
 from indexshare.cache.view import InFlightView
+from indexshare.config import ModelConfig
+from indexshare.config.shipped import model_directory
 from indexshare.data.batch import Batch
+from indexshare.data.corpus import TextFolder
 from indexshare.engine.drafting.acceptance import settle
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import Observer
 from indexshare.ops.loss import overlap, reference, torch_impl
+from indexshare.train.loop import run
 from indexshare.train.objectives import Activations, DraftOverlap, Progress
 from indexshare.train.objectives.draft_overlap import missing_drafts
+from indexshare.train.recipe import Recipe
+from indexshare.train.stages import index_share
 from indexshare.train.steps import draft_states
 from tests.tolerance import TOL
 from tests.unit.checkpoint.checkpoints import tiny_config
@@ -107,3 +115,19 @@ def test_cross_entropy_goes_first() -> None:
     assert names == [["draft_loss"], ["draft_loss"], ["draft_tv_loss"], ["draft_tv_loss"]]
     with pytest.raises(ValueError, match="warm_up 2"):
         DraftOverlap(warm_up=2.0)
+
+
+def test_a_run_moves_the_draft_layer_alone(tmp_path: Path) -> None:
+    config = ModelConfig.load(model_directory("pico"))
+    stage = index_share(
+        config.share_plan, tokens=4 * 512, sequence_length=256, batch_tokens=512, micro_tokens=256,
+        mixture={"text": 1.0}, objectives=(DraftOverlap(steps=3, warm_up=0.5),),
+    )  # fmt: skip
+    text = TextFolder(path=str(Path(indexshare.__file__).parent / "config"), held_out=0.2)
+    recipe = Recipe(
+        name="drafts", model=config, text=text, stages=(stage,), start="pico", dtype="float32", held_out_windows=2
+    )
+    folder = run(recipe, tmp_path, quiet=True)
+    before, after = (load_model(place, dtype="float32").state_dict() for place in (model_directory("pico"), folder))
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all(name.startswith("mtp.") for name in moved)
