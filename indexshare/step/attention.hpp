@@ -133,21 +133,23 @@ void Step<T>::index_head(const LayerWeights& w, int64_t head, Scratch<T>& s) {
 // Scores of one row and the next keys of a walk, of which the first `visible` count.
 template <class T>
 void Step<T>::score_block(Walk& walk, int64_t row, int64_t visible, Scratch<T>& s, f32v (&score)[TILE_VECTORS]) {
-    const bool whole = whole_keys();
+    const bool whole = whole_keys(), scaled = ScaledKeys<T>::takes(key_format);
     const int64_t units = whole ? WholeKeys::units(m.index_width) : m.index_width / DEPTH<T>, at = row * padded_index_heads;
     f32v scales[TILE_VECTORS];
     for (int v = 0; v < TILE_VECTORS; ++v) {
         const void* rows[LANES];
         for (int lane = 0; lane < LANES; ++lane) {
             const char* const key = v * LANES + lane < visible ? walk.next() : nullptr;
-            rows[lane] = key && !whole ? s.keys.at(key, lane) : key;
+            rows[lane] = key && !whole && !scaled ? s.keys.at(key, lane) : key;
         }
         if (whole) WholeKeys::pack(rows, m.index_width, v, s.panel.data(), scales[v]);
+        else if (scaled) ScaledKeys<T>::pack(rows, m.index_width, v, s.panel.data(), scales[v]);
         else pack_rows(rows, units, s.panel.data() + v * LANES, KEYS);
     }
     const float* weights = &index_weights[at];
     if (whole) WholeKeys::score(m.index_heads, units, &whole_queries[at * units], weights, s.panel.data(), scales, score);
     else score_keys<T>(m.index_heads, units, &index_queries[at * units], weights, s.panel.data(), score);
+    for (int v = 0; scaled && v < TILE_VECTORS; ++v) score[v] *= scales[v];
 }
 
 // The best keys of one row in one part of its past; whoever does a row's last part puts the parts together.

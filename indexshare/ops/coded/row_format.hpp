@@ -30,14 +30,18 @@ using u8v = uint8_t __attribute__((vector_size(LANES)));
 // LANES signed bytes as numbers.
 inline f32v int8_values(const char* from) { return __builtin_convertvector(__builtin_convertvector(load<i8v>(from), i32v), f32v); }
 
-// LANES numbers of E4M3. A float32 has the same fraction and a wider exponent; numbers without an exponent are evenly
-// spaced, and so are those that begin at 2^-6. (Not by float32's own numbers without an exponent: they may be switched off.)
-inline f32v fp8_values(const char* from) {
-    const u32v code = __builtin_convertvector(load<u8v>(from), u32v), magnitude = (code & 0x7fu) << 20;
-    const f32v normal = (f32v)(magnitude + (120u << 23)), even = (f32v)(magnitude + (121u << 23)) - 0x1p-6f;
-    const u32v bits = (u32v)((i32v)magnitude < (1 << 23) ? even : normal);
-    return (f32v)(bits | ((code & 0x80u) << 24));
+// Numbers of E4M3 whose byte is the one that ends at bit `8 * BYTE + 7` of each lane. A float32 has the same fraction and a
+// wider exponent; numbers without an exponent are evenly spaced below 2^-6, where the second line is the smaller one. (Not by
+// float32's own numbers without an exponent: they may be switched off.)
+template <int BYTE>
+inline f32v fp8_values(u32v bytes) {
+    const u32v bits = (u32v)((i32v)(bytes << (24 - 8 * BYTE)) >> 4) & 0x87f00000u;  // sign, fraction and exponent in place
+    const f32v normal = (f32v)((bits & 0x7fffffffu) + (120u << 23)), even = normal * 2.0f - 0x1p-6f;
+    return (f32v)((u32v)(even < normal ? even : normal) | (bits & 0x80000000u));
 }
+
+// LANES of them one after the other.
+inline f32v fp8_values(const char* from) { return fp8_values<0>(__builtin_convertvector(load<u8v>(from), u32v)); }
 
 template <int64_t KIND>
 inline f32v coded_values(const char* from) {

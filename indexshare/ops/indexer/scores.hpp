@@ -9,6 +9,7 @@
 
 #include "../coded/row_format.hpp"
 #include "candidates.hpp"
+#include "whole_scores.hpp"
 
 namespace indexshare {
 
@@ -34,7 +35,9 @@ class LaneScores {
     // q [count][heads][units], weights [count][heads], and the form of the keys to be met.
     void take(const uint32_t* q, const float* weights, int64_t count, int64_t heads, int64_t units,
               const RowFormat& format) {
-        reader_.prepare(format, LANES);
+        scaled_ = ScaledKeys<T>::takes(format);
+        if (!scaled_) reader_.prepare(format, LANES);
+        width_ = format.width;
         heads_ = heads;
         padded_heads_ = round_up(heads, ROW_GRAIN);
         units_ = units;
@@ -49,17 +52,26 @@ class LaneScores {
 
     void meet(const char* keys, int64_t key_stride, int64_t key, int64_t end) {
         for (int v = 0; v < VECTORS; ++v) {
-            pack_key_vector(reader_, keys, key_stride, key + v * LANES, end, units_, panel_.data() + v * LANES, BLOCK);
+            if (!scaled_) {
+                pack_key_vector(reader_, keys, key_stride, key + v * LANES, end, units_, panel_.data() + v * LANES, BLOCK);
+                continue;
+            }
+            const void* rows[LANES];
+            key_rows(keys, key_stride, key + v * LANES, end, rows);
+            ScaledKeys<T>::pack(rows, width_, v, panel_.data(), scales_[v]);
         }
     }
 
     void scores_of(int64_t query, f32v (&score)[VECTORS]) const {
         const int64_t row = query * padded_heads_;
         score_keys<T>(heads_, units_, &queries_[row * units_], &weights_[row], panel_.data(), score);
+        for (int v = 0; scaled_ && v < VECTORS; ++v) score[v] *= scales_[v];
     }
 
    private:
-    int64_t heads_ = 0, padded_heads_ = 0, units_ = 0;
+    int64_t heads_ = 0, padded_heads_ = 0, units_ = 0, width_ = 0;
+    bool scaled_ = false;  // keys are packed without their scales
+    f32v scales_[VECTORS];
     RowReader<T> reader_;
     Lines<uint32_t> panel_, queries_;
     Lines<float> weights_;

@@ -1,4 +1,4 @@
-// Scores against index keys that are stored as whole numbers of 8 bits with one scale: the products are integers.
+// Scores against index keys of 8 bits with one scale. Where they are whole numbers the products are integers.
 //
 // Queries become whole numbers of 16 bits with a scale for each head, a power of two: finer than bfloat16, and exact where
 // numbers have few bits. Sums of products are exact, and equal keys have equal scores. Keys stay in their bytes until
@@ -26,6 +26,11 @@ inline i32v multiply_pairs(i32v acc, u32v keys, uint32_t query) {
 #endif
 }
 
+// Addresses of stored keys from `key` on, null from `end` on.
+inline void key_rows(const char* keys, int64_t key_stride, int64_t key, int64_t end, const void* (&rows)[LANES]) {
+    for (int lane = 0; lane < LANES; ++lane) rows[lane] = key + lane < end ? keys + (key + lane) * key_stride : nullptr;
+}
+
 struct WholeKeys {
     // Whether keys of this form have one scale and fit: 2^15 * 127 * 128 is below 2^31.
     static bool takes(const RowFormat& f) { return f.kind == INT8_ROWS && f.precise == 0 && f.width <= f.GROUP; }
@@ -43,6 +48,10 @@ struct WholeKeys {
             store(panel + v * LANES, (both << 8) >> 8);     // values 0 and 2
             store(panel + KEYS + v * LANES, both >> 8);     // values 1 and 3
         }
+        read_scales(rows, width, scales);
+    }
+
+    static void read_scales(const void* const (&rows)[LANES], int64_t width, f32v& scales) {
         for (int lane = 0; lane < LANES; ++lane) {
             float scale = 0;
             if (rows[lane]) std::memcpy(&scale, (const char*)rows[lane] + width, 4);
@@ -103,7 +112,34 @@ struct WholeKeys {
     }
 };
 
-// The prefill's scorer over such keys; as LaneScores in scores.hpp.
+// Keys of fp8 with one scale. It is a power of two, so that it may stand behind the sums: they are the same, bit for bit.
+template <class T>
+struct ScaledKeys {
+    static bool takes(const RowFormat& f) {
+        return f.kind == FP8_ROWS && f.precise == 0 && f.width <= f.GROUP && f.width % DEPTH<T> == 0;
+    }
+
+    // As WholeKeys::pack, into units of T.
+    static void pack(const void* const (&rows)[LANES], int64_t width, int v, uint32_t* panel, f32v& scales) {
+        const int64_t quads = (width + 3) / 4, units = width / DEPTH<T>;
+        u32v bytes[RowFormat::GROUP / 4];
+        pack_rows(rows, quads, (uint32_t*)bytes, LANES);
+        panel += v * LANES;
+        for (int64_t quad = 0; quad < quads; ++quad) {
+            const u32v all = bytes[quad], values[4] = {(u32v)fp8_values<0>(all), (u32v)fp8_values<1>(all),
+                                                       (u32v)fp8_values<2>(all), (u32v)fp8_values<3>(all)};
+            for (int i = 0; i < 4 / DEPTH<T>; ++i) {
+                const int64_t unit = quad * (4 / DEPTH<T>) + i;
+                if (unit >= units) break;
+                if constexpr (DEPTH<T> == 1) store(panel + unit * KEYS, values[i]);
+                else store(panel + unit * KEYS, (values[2 * i] >> 16) | values[2 * i + 1]);
+            }
+        }
+        WholeKeys::read_scales(rows, width, scales);
+    }
+};
+
+// The prefill's scorer over keys of whole numbers; as LaneScores in scores.hpp.
 template <class T>
 class WholeScores {
    public:
@@ -129,10 +165,7 @@ class WholeScores {
     void meet(const char* keys, int64_t key_stride, int64_t key, int64_t end) {
         for (int v = 0; v < VECTORS; ++v) {
             const void* rows[LANES];
-            for (int lane = 0; lane < LANES; ++lane) {
-                const int64_t at = key + v * LANES + lane;
-                rows[lane] = at < end ? keys + at * key_stride : nullptr;
-            }
+            key_rows(keys, key_stride, key + v * LANES, end, rows);
             WholeKeys::pack(rows, width_, v, panel_.data(), scales_[v]);
         }
     }
