@@ -2,8 +2,8 @@
 
     python benchmarks/cache_speed.py --decode 131072 --prefill 8192 32768
 
-Weights are random. For decoding, the cache is filled with random rows, since reading 131,072 tokens takes minutes; a step
-does the same work on them.
+Weights are random. For decoding, the cache is filled with random rows, since reading 131,072 tokens takes minutes; a
+step does the same work on them.
 """
 
 from __future__ import annotations

@@ -73,3 +73,13 @@ def test_unknown_names_are_refused_before_anything_is_loaded(argument: str) -> N
         ValueError, match=f"{argument} is 'int4'; did you mean 'int8'\\? expected one of float32, bfloat16"
     ):
         LLM("no such model", **{argument: "int4"})
+
+
+@pytest.mark.parametrize("drafter", ["lookup", "mtp"])
+def test_drafting_says_the_same_over_a_cache_of_few_bits(
+    model: GlmMoeDsa, prompts: list[list[int]], drafter: str
+) -> None:
+    plain = LLM(model, cache_tokens=1024, cache_dtype="int8")
+    drafting = LLM(model, cache_tokens=1024, cache_dtype="int8", draft_tokens=3, drafter=drafter)
+    assert tokens(drafting.generate(prompts, GREEDY)) == tokens(plain.generate(prompts, GREEDY))
+    assert drafting.cache.nbytes >= plain.cache.nbytes
