@@ -10,6 +10,7 @@ from indexshare.cli.output import console, count, print_json, print_lines, print
 from indexshare.config.model import ModelConfig
 from indexshare.config.shipped import find_config
 from indexshare.planner.memory import cache_bytes, count_parameters
+from indexshare.text.files import plural
 
 _CACHE_DTYPES = {"float32": 4, "bfloat16": 2}
 
@@ -94,10 +95,10 @@ def _show(model: str, config: ModelConfig, facts: dict[str, Any]) -> None:
             ("parameters", count(parameters["total"])),
             ("  active per token", count(parameters["active"])),
             ("  draft layer", count(parameters["draft"]) if parameters["draft"] else "none"),
-            ("context", f"{config.max_position_embeddings:,} tokens"),
+            ("context", plural(config.max_position_embeddings, "token")),
             ("layers", f"{layers}: {full} Full (run an indexer), {layers - full} Shared (reuse its choice)"),
             ("draft layer", draft),
-            ("attention", f"{config.num_attention_heads} heads, top {config.index_topk:,} tokens per query"),
+            ("attention", f"{plural(config.num_attention_heads, 'head')}, top {plural(config.index_topk, 'token')} per query"),
             ("experts", f"{config.n_routed_experts}, {config.num_experts_per_tok} per token, "
                         f"{config.n_shared_experts} shared"),
             ("hidden, vocabulary", f"{config.hidden_size:,}, {config.vocab_size:,}"),

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from indexshare.cli.measuring import MeasuringBar
 from indexshare.cli.output import console, print_json, print_lines, print_pairs, print_table
+from indexshare.config.arguments import as_integer
 from indexshare.text.files import check_can_write, plural, replacing
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ class Probe:
 
     def check(self, other: Other, *, writing: bool) -> None:
         """Refuse (ValueError) what cannot be meant, before anything is loaded."""
+        as_integer("--seed", self.seed, low=0, high=2**63 - 1)
         if not other.asked and not writing and self != Probe():
             raise ValueError("--topk, --tokens and --seed choose a text for a program to compare with; name one")
         if other.logprobs is not None and self != Probe():

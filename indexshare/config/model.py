@@ -205,6 +205,8 @@ class ModelConfig:
         file = Path(path)
         if file.is_dir():
             file = file / "config.json"
+        if file.exists() and not file.is_file():
+            raise ValueError(f"{file} is not a regular file; give a config.json, or the model directory that holds it")
         try:
             data = json.loads(file.read_text(encoding="utf-8"))
         except FileNotFoundError:

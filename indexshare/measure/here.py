@@ -9,6 +9,7 @@ from indexshare.measure.timing import interleave
 from indexshare.ops.native import native
 from indexshare.planner.hardware import Machine
 from indexshare.planner.machine import cpu_name, total_memory_bytes, usable_cores
+from indexshare.text.files import plural
 
 _REPEATS = 3
 _NO_MEMORY = 4 << 30  # assumed where the system does not say
@@ -30,7 +31,7 @@ def this_machine(threads: int | None = None) -> Machine:
     memory = total_memory_bytes() or _NO_MEMORY
     level = native().level or ""
     return Machine(
-        name="here", label=f"this machine ({cpu_name()}, {usable_cores()} cores, {level or 'torch'})", kind="cpu",
+        name="here", label=f"this machine ({cpu_name()}, {plural(usable_cores(), 'core')}, {level or 'torch'})", kind="cpu",
         memory_gib=memory / 2**30, bandwidth_gb_s=read / 1e9, tflops=rates, level=level,
         source="measured",
     )  # fmt: skip

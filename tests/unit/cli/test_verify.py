@@ -150,6 +150,7 @@ def test_numbers_of_layers_in_short(numbers: list[int], text: str) -> None:
         (("--write-ids", "x.json", "--engine"), "only writes a text; give it without --engine"),
         (("--write-ids", "x.json", "--topk", "4"), "with --transformers or --engine"),
         (("--tokens", "40"), "choose a text for a program to compare with; name one"),
+        (("--engine", "--seed", "9223372036854775808"), "--seed is 9223372036854775808; expected an integer from 0 to"),
         (("--logprobs", "x.json", "--seed", "1"), "brings its own text"),
         (("--tolerance", "1"), "of use with a program to compare with"),
         (("--precision", "float32"), "of use with a program to compare with"),

@@ -1,6 +1,7 @@
 """ModelConfig: reading and writing public files, and refusals that name the fix."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ def test_public_form_round_trips(name: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
     assert ModelConfig.load(tmp_path) == config
     assert ModelConfig.load(tmp_path / "config.json").to_dict() == config.to_dict()
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    for path in (tmp_path, tmp_path / "config.json"):
+        with pytest.raises(ValueError, match="not a regular file; give a config.json"):
+            ModelConfig.load(path)
 
 
 def test_indexer_rope_layout_follows_the_architecture() -> None:
