@@ -88,6 +88,7 @@ def describe(config: ModelConfig, source: str) -> dict[str, Any]:
 def _show(model: str, config: ModelConfig, facts: dict[str, Any]) -> None:
     out, parameters = console(), facts["parameters"]
     full, layers = len(facts["full_layers"]), facts["layers"]
+    heads, chosen = plural(config.num_attention_heads, "head"), plural(config.index_topk, "token")
     draft = "one, with an indexer of its own" if config.num_nextn_predict_layers else "none"
     print_pairs(
         f"{model} ({facts['source']}, {config.model_type})",
@@ -98,7 +99,7 @@ def _show(model: str, config: ModelConfig, facts: dict[str, Any]) -> None:
             ("context", plural(config.max_position_embeddings, "token")),
             ("layers", f"{layers}: {full} Full (run an indexer), {layers - full} Shared (reuse its choice)"),
             ("draft layer", draft),
-            ("attention", f"{plural(config.num_attention_heads, 'head')}, top {plural(config.index_topk, 'token')} per query"),
+            ("attention", f"{heads}, top {chosen} per query"),
             ("experts", f"{config.n_routed_experts}, {config.num_experts_per_tok} per token, "
                         f"{config.n_shared_experts} shared"),
             ("hidden, vocabulary", f"{config.hidden_size:,}, {config.vocab_size:,}"),

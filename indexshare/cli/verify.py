@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from indexshare.cli.measuring import MeasuringBar
 from indexshare.cli.output import console, print_json, print_lines, print_pairs, print_table
 from indexshare.config.arguments import as_integer
+from indexshare.config.environment import read_secret
 from indexshare.text.files import check_can_write, plural, replacing
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ class Other:
         The directory that transformers loads in place of MODEL's, such as another tool's conversion of the same model.
     url
         A server that speaks OpenAI's completions (`echo` with `logprobs`, or `prompt_logprobs`) and runs the model.
-    served_model
+    model_name
         The model's name on that server; by default the first that it lists.
-    api_key
-        Sent to that server as a bearer token.
+    api_key_env
+        Environment variable that holds the key of that server.
     logprobs
         A JSON file with `token_ids` and `logprobs`, and optionally `precision`; `--write-ids` begins one.
     gguf
@@ -57,8 +58,8 @@ class Other:
     transformers: Annotated[bool, Parameter(negative="")] = False
     transformers_from: Path | None = None
     url: str | None = None
-    served_model: str | None = None
-    api_key: str | None = None
+    model_name: str | None = None
+    api_key_env: str | None = None
     logprobs: Path | None = None
     gguf: Path | None = None
     engine: Annotated[bool, Parameter(negative="")] = False
@@ -83,7 +84,7 @@ class Other:
 
         if len(self.asked) > 1:
             raise ValueError(f"{' and '.join(self.asked)} each name a program to compare with; give one of them")
-        for name, value in {"--served-model": self.served_model, "--api-key": self.api_key}.items():
+        for name, value in {"--model-name": self.model_name, "--api-key-env": self.api_key_env}.items():
             if value is not None and self.url is None:
                 raise ValueError(f"{name} is of use with --url only")
         if self.precision is None:
@@ -94,6 +95,11 @@ class Other:
             raise ValueError(f"--precision is {self.precision!r}; expected one of {', '.join(TOLERANCES)}")
         if self.with_transformers or self.engine:
             parse_dtype(self.precision)
+
+    @property
+    def key(self) -> str | None:
+        """The server's key; ValueError when its variable is not set."""
+        return None if self.api_key_env is None else read_secret(self.api_key_env, "--api-key-env")
 
     def find(self) -> None:
         """Refuse (ValueError or an OSError) a program that is not there."""
@@ -113,6 +119,7 @@ class Other:
             require("llama-cpp-python")
         if self.url is not None:
             base_address(self.url)
+            _ = self.key
 
 
 @Parameter(name="*")
@@ -267,7 +274,7 @@ def _ask(directory: Path, loaded: GlmMoeDsa, other: Other, ids: list[int], topk:
         return others.ask_llama_cpp(other.gguf, ids, precision=other.precision or "bfloat16")
     if other.url is not None:
         return ask_server(
-            other.url, ids, model=other.served_model, key=other.api_key, precision=other.precision or "bfloat16",
+            other.url, ids, model=other.model_name, key=other.key, precision=other.precision or "bfloat16",
             spell=_speller(directory),
         )  # fmt: skip
     beyond = len(ids) - loaded.config.index_topk

@@ -30,8 +30,8 @@ def this_machine(threads: int | None = None) -> Machine:
         torch.set_num_threads(before)
     memory = total_memory_bytes() or _NO_MEMORY
     level = native().level or ""
+    label = f"this machine ({cpu_name()}, {plural(usable_cores(), 'core')}, {level or 'torch'})"
     return Machine(
-        name="here", label=f"this machine ({cpu_name()}, {plural(usable_cores(), 'core')}, {level or 'torch'})", kind="cpu",
-        memory_gib=memory / 2**30, bandwidth_gb_s=read / 1e9, tflops=rates, level=level,
-        source="measured",
+        name="here", label=label, kind="cpu", memory_gib=memory / 2**30, bandwidth_gb_s=read / 1e9, tflops=rates,
+        level=level, source="measured",
     )  # fmt: skip

@@ -93,7 +93,9 @@ def place(needs: Needs, machine: Machine) -> Placement:
     fixed = needs.weights + needs.index_keys + needs.workspace
     host_room = int(machine.host_memory_bytes * _HOST_USABLE)
     if fixed > room:
-        why = f"weights apart from experts, index keys and workspace take {fixed / 2**30:,.1f} GiB of {room / 2**30:,.1f}"
+        why = (
+            f"weights apart from experts, index keys and workspace take {fixed / 2**30:,.1f} GiB of {room / 2**30:,.1f}"
+        )
         return Placement(fit="does not fit", why=why, placed=Placed(), device=0, host=0, disk=0)
     room -= fixed
     experts, rest = _split(needs.experts, min(needs.experts, max(0, room - needs.latents)), host_room)

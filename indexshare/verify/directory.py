@@ -21,6 +21,7 @@ from indexshare.checkpoint.matching import Match, Matching, match_tensors
 from indexshare.checkpoint.tensor_files import TensorReader, read_directory
 from indexshare.config.model import ModelConfig
 from indexshare.ops.quant import dequantize_block_fp8
+from indexshare.text.chat_template import ChatTemplate
 
 Level = Literal["error", "warning"]
 _EXPERT = re.compile(r"layers\.(\d+)\.mlp\.experts\.(?:(\d+)\.)?(\w+)")
@@ -206,37 +207,19 @@ def _tokenizer(directory: Path, config: ModelConfig) -> Iterator[Finding]:
 
 def _template(directory: Path) -> Iterator[Finding]:
     """Whether the chat template is valid, and its special tokens are in the tokenizer."""
-    import jinja2.sandbox
-
-    text = _template_text(directory)
-    if text is None:
+    if not (directory / "tokenizer.json").is_file():
         return
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
     try:
-        environment.parse(text)
-    except jinja2.TemplateError as error:
-        yield Finding(level="error", place="chat template", says=f"not valid: {error}")
+        template = ChatTemplate.load(directory)
+    except ValueError as error:
+        yield Finding(level="error", place="chat template", says=str(error))
         return
     vocabulary = (directory / "tokenizer.json").read_text(encoding="utf-8", errors="replace")
-    missing = [t for t in sorted(set(re.findall(r"<\|[\w-]+\|>", text))) if json.dumps(t) not in vocabulary]
+    written = set(re.findall(r"<\|[\w-]+\|>", template.source if template else ""))
+    missing = [token for token in sorted(written) if json.dumps(token) not in vocabulary]
     if missing:
         says = f"it writes {_some(missing)}, which the tokenizer does not have as one token"
         yield Finding(level="warning", place="chat template", says=says)
-
-
-def _template_text(directory: Path) -> str | None:
-    file, config = directory / "chat_template.jinja", directory / "tokenizer_config.json"
-    if not (directory / "tokenizer.json").is_file():
-        return None
-    if file.is_file():
-        return file.read_text(encoding="utf-8", errors="replace")
-    try:
-        template = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.is_file() else None
-    except (ValueError, AttributeError):
-        return None
-    return template if isinstance(template, str) else None
 
 
 def _stops(directory: Path, config: ModelConfig) -> Iterator[Finding]:

@@ -82,7 +82,7 @@ def _models(base: str, key: str | None) -> list[str]:
 def _first_model(base: str, key: str | None) -> str:
     names = _models(base, key)
     if not names:
-        raise ValueError(f"{base} lists no model; name it with --served-model")
+        raise ValueError(f"{base} lists no model; name it with --model-name")
     return names[0]
 
 
@@ -110,7 +110,7 @@ def _complete(base: str, body: dict[str, Any], key: str | None) -> dict[str, Any
                 names = []
         if not names or body["model"] in names:
             raise
-        raise ValueError(f"{error}; it has {', '.join(names[:8])}, not {body['model']!r} (--served-model)") from None
+        raise ValueError(f"{error}; it has {', '.join(names[:8])}, not {body['model']!r} (--model-name)") from None
 
 
 def _read(base: str, answer: dict[str, Any], token_ids: Sequence[int]) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def test_a_server_that_shows_too_little(run: Callable[..., Any], model_dir: Path
     result = run("verify", model_dir, "--url", server)
     assert (result.code, result.out) == (2, "")
     assert "returned no log-probabilities of the prompt" in result.err
-    said = run("verify", model_dir, "--url", server, "--served-model", "other").err
-    assert "answered 404: no such model; it has faulty, not 'other' (--served-model)" in said
+    said = run("verify", model_dir, "--url", server, "--model-name", "other").err
+    assert "answered 404: no such model; it has faulty, not 'other' (--model-name)" in said
 
 
 def test_a_program_run_by_hand(run: Callable[..., Any], model_dir: Path, tmp_path: Path) -> None:
@@ -156,7 +156,8 @@ def test_numbers_of_layers_in_short(numbers: list[int], text: str) -> None:
         (("--precision", "float32"), "of use with a program to compare with"),
         (("--engine", "--precision", "q8_0"), "dtype is 'q8_0'; expected one of float64, float32"),
         (("--url", "http://127.0.0.1:9", "--precision", "int3"), "--precision is 'int3'; expected one of"),
-        (("--engine", "--served-model", "x"), "--served-model is of use with --url only"),
+        (("--url", "http://127.0.0.1:9", "--api-key-env", "NOT_SET_AT_ALL"), "'NOT_SET_AT_ALL', which is not set"),
+        (("--engine", "--model-name", "x"), "--model-name is of use with --url only"),
     ],
 )
 def test_refusals(run: Callable[..., Any], model_dir: Path, arguments: tuple[str, ...], message: str) -> None:

@@ -21,7 +21,7 @@ def test_public_form_round_trips(name: str, tmp_path: Path) -> None:
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.json")
     for path in (tmp_path, tmp_path / "config.json"):
-        with pytest.raises(ValueError, match="not a regular file; give a config.json"):
+        with pytest.raises(ValueError, match=r"not a regular file; give a config\.json"):
             ModelConfig.load(path)
 
 

@@ -146,13 +146,13 @@ def refusal(server: Server, ids: list[int], **options: Any) -> str:
 
 def test_another_name(server: Server, ids: list[int]) -> None:
     said = refusal(server, ids, model="other")
-    assert "answered 404: The model `other` does not exist.; it has first, second, not 'other' (--served-model)" in said
+    assert "answered 404: The model `other` does not exist.; it has first, second, not 'other' (--model-name)" in said
 
 
 @pytest.mark.parametrize("listed", [{}, {"data": []}, {"data": None}, {"data": [{"name": "x"}]}, {"data": ["x"]}])
 def test_no_models(server: Server, ids: list[int], listed: Any) -> None:
     server.models = listed
-    assert "lists no model; name it with --served-model" in refusal(server, ids)
+    assert "lists no model; name it with --model-name" in refusal(server, ids)
 
 
 def reply(change: Callable[[Body, Any], Any]) -> Callable[[Server], Callable[[Body], tuple[int, Any]]]:
