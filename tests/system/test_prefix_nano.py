@@ -56,7 +56,6 @@ def test_every_split_of_4096_tokens(prompt: list[int], tmp_path: Path) -> None:
         assert torch.equal(logits, cold), (split, float((logits - cold).abs().max()))
         assert cached == llm.engine.prefixes.usable(min(split, LENGTH - llm.engine.prefixes.left))
         taken.add(cached)
-    assert max(taken) == known - known % 64 or max(taken) == known
     assert {value for value in taken if value} == set(range(-(-first // 64) * 64, known + 1, 64))
 
 

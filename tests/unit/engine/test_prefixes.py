@@ -363,3 +363,18 @@ def test_refusals(model: GlmMoeDsa, tmp_path: Path) -> None:
         engine(model, cache_dir=tmp_path, prefix_cache=False)
     with pytest.raises(ValueError, match="cache_dir_bytes"):
         engine(model, cache_dir=tmp_path, cache_dir_bytes=-1)
+
+
+@pytest.mark.parametrize("codecs", [{"cache_dtype": "int8"}, {"cache_dtype": "fp8", "index_cache_dtype": "bfloat16"}])
+def test_rows_in_few_bits_are_shared_as_they_are(
+    model: GlmMoeDsa, prompt: list[int], folder: Path, codecs: dict[str, str]
+) -> None:
+    [cold] = spoken(engine(model, prefix_cache=False, **codecs), [prompt], TEN)
+    for cached in (0, 256):
+        llm = engine(model, cache_dir=folder, **codecs)
+        found = spoken(llm, [prompt], TEN)
+        same(found, [cold])
+        assert found[0][0].stats.cached_tokens == cached
+        finish(llm)
+    plain = engine(model, cache_dir=folder)
+    assert plain.generate(prompt, ONE)[0].stats.cached_tokens == 0, "rows of another kind"

@@ -82,3 +82,14 @@ def test_padded_stretches_change_nothing(dtype: torch.dtype) -> None:
 
 def test_the_grain_of_padding_is_small() -> None:
     assert [grouped._grain(pairs, 8) for pairs in (1, 127, 255, 256, 4096, 1 << 20)] == [1, 1, 1, 2, 32, 8192]
+
+
+def test_a_tokens_bits_do_not_depend_on_how_many_others_there_are() -> None:
+    """In float32 without gradients: every expert multiplies whole numbers of rows."""
+    x, ids = torch.randn(150, 32), torch.stack([torch.randperm(6)[:2].sort().values for _ in range(150)])
+    weights, gate_up, down = torch.rand(150, 2), torch.randn(6, 48, 32), torch.randn(6, 32, 24)
+    with torch.inference_mode():
+        whole = ops.experts(x, ids, weights, gate_up, down)
+        for first, last in ((0, 1), (0, 2), (3, 8), (10, 23), (40, 150), (149, 150)):
+            part = slice(first, last)
+            assert torch.equal(ops.experts(x[part], ids[part], weights[part], gate_up, down), whole[part])
