@@ -31,7 +31,7 @@ def test_the_link_checker_sees_what_is_broken() -> None:
 def commands() -> list[tuple[str, list[str]]]:
     found = []
     for name, text in TEXTS.items():
-        lines = [line for block in blocks(text, "sh") for line in block.splitlines()]
+        lines = [line for block in blocks(text, "sh") for line in block.replace("\\\n", " ").splitlines()]
         lines += re.findall(
             r"`(indexshare [a-z][^`]*)`", re.sub(r"```.*?```", "", text.replace("\n", " "), flags=re.DOTALL)
         )

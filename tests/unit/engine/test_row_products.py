@@ -17,10 +17,9 @@ def _tried_anew() -> None:
 
 def depending(monkeypatch: pytest.MonkeyPatch, fewest: int) -> None:
     """A library whose products of fewer rows have other bits."""
-    linear = torch.nn.functional.linear
 
     def other(rows: Tensor, matrix: Tensor) -> Tensor:
-        return linear(rows.double(), matrix.double()) + (len(rows) < fewest)
+        return rows[:, :1] + (len(rows) < fewest)
 
     monkeypatch.setattr(torch.nn.functional, "linear", other)
 
