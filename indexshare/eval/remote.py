@@ -141,7 +141,7 @@ class ServerAsker:
 
     def _complaint(self, path: str, error: urllib.error.HTTPError, attempt: int) -> Exception:
         """The exception for an answer that is none."""
-        said = _words(error.read()) or str(error.reason)
+        said = server_words(error.read()) or str(error.reason)
         if error.code in (400, 413, 422, 500) and _TOO_LONG.search(said):
             return PromptTooLong(said)
         hint = ""
@@ -236,11 +236,11 @@ def _object(data: bytes, where: str) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise ValueError(f"{where} gave no usable answer: a JSON object was expected, not {_words(data)!r}")
+        raise ValueError(f"{where} gave no usable answer: a JSON object was expected, not {server_words(data)!r}")
     return found
 
 
-def _words(data: bytes) -> str:
+def server_words(data: bytes) -> str:
     """What an answer says for people: the message of an error object, or the beginning of the text."""
     text = data.decode(errors="replace")
     try:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from indexshare.eval.remote import server_words
 from indexshare.verify.observation import Observation, check_logprobs
 
 _SECONDS = 600
@@ -200,7 +201,7 @@ def _ask(url: str, body: dict[str, Any] | None, key: str | None) -> dict[str, An
         with urllib.request.urlopen(request, timeout=_SECONDS) as reply:
             answer = json.loads(reply.read())
     except urllib.error.HTTPError as error:
-        raise ValueError(f"{url} answered {error.code}: {_said(error.read()) or error.reason}") from None
+        raise ValueError(f"{url} answered {error.code}: {server_words(error.read()) or error.reason}") from None
     except urllib.error.URLError as error:
         raise ValueError(f"{url} gave no usable answer: {error.reason}; is a server running there?") from None
     except (OSError, ValueError, RecursionError) as error:
@@ -208,17 +209,5 @@ def _ask(url: str, body: dict[str, Any] | None, key: str | None) -> dict[str, An
     if not isinstance(answer, dict):
         raise ValueError(f"{url} gave no usable answer: a JSON object was expected")
     if "choices" not in answer and answer.get("error"):
-        raise ValueError(f"{url} answered with an error: {_said(json.dumps(answer).encode())}")
+        raise ValueError(f"{url} answered with an error: {server_words(json.dumps(answer).encode())}")
     return answer
-
-
-def _said(raw: bytes) -> str:
-    """A server's words about a mistake, in one line of a few hundred characters: the message if its JSON has one."""
-    text = raw.decode(errors="replace")
-    try:
-        error = json.loads(text)
-        error = error.get("error", error) if isinstance(error, dict) else error
-        text = str(error.get("message", text)) if isinstance(error, dict) else str(error)
-    except (ValueError, RecursionError):
-        pass
-    return " ".join(text.split())[:300]

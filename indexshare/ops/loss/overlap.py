@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from indexshare.ops.loss import torch_impl
 from indexshare.ops.precision import wide
+
+CHUNK_BYTES = 8 << 20  # of float32 logits held at once
 
 
 def linear_overlap(draft: Tensor, target: Tensor, weight: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ class _LinearOverlap(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, draft: Tensor, target: Tensor, weight: Tensor) -> Tensor:  # type: ignore[override]
-        rows = max(1, torch_impl.CHUNK_BYTES // (4 * weight.shape[0]))
+        rows = max(1, CHUNK_BYTES // (4 * weight.shape[0]))
         dtype = wide(draft.dtype)
         overlap = torch.empty(len(draft), dtype=dtype, device=draft.device)
         gradient = torch.empty_like(draft) if ctx.needs_input_grad[0] else None

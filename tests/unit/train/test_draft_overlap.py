@@ -17,7 +17,7 @@ from indexshare.data.corpus import TextFolder
 from indexshare.engine.drafting.acceptance import settle
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import Observer
-from indexshare.ops.loss import overlap, reference, torch_impl
+from indexshare.ops.loss import overlap, reference
 from indexshare.train.loop import run
 from indexshare.train.objectives import Activations, DraftOverlap, Progress
 from indexshare.train.objectives.draft_overlap import missing_drafts
@@ -35,7 +35,7 @@ VOCAB, WIDTH = 37, 12
 def test_the_chunked_overlap_equals_the_reference(
     monkeypatch: pytest.MonkeyPatch, rows: int, dtype: torch.dtype
 ) -> None:
-    monkeypatch.setattr(torch_impl, "CHUNK_BYTES", 5 * 4 * VOCAB)
+    monkeypatch.setattr(overlap, "CHUNK_BYTES", 5 * 4 * VOCAB)
     draft = torch.randn(rows, WIDTH, dtype=dtype, requires_grad=True)
     target, weight = torch.randn(rows, WIDTH, dtype=dtype), torch.randn(VOCAB, WIDTH, dtype=dtype) / 3
     factors = torch.randn(rows, dtype=dtype)

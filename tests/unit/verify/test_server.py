@@ -234,7 +234,7 @@ def test_answers_that_are_about_something_else(
     ("answer", "message"),
     [
         ((400, {"error": {"message": "maximum context length is 16 tokens"}}), "400: maximum context length is 16"),
-        ((401, {"detail": "no key"}), 'answered 401: {"detail": "no key"}'),
+        ((401, {"detail": "no key"}), "answered 401: no key"),
         ((500, b"<html>\nout of memory\n</html>"), "answered 500: <html> out of memory </html>"),
         ((200, b"<html>hello</html>"), "gave no usable answer"),
         ((200, []), "a JSON object was expected"),
