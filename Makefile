@@ -7,7 +7,10 @@ SHELL := /bin/bash
 # The first interpreter that is new enough; override with `make PYTHON=/path/to/python3.12 env`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# Processes that tests are divided among, file by file.
+WORKERS ?= 2
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 STAMP := .venv/.installed
 
 help:  ## show the targets
@@ -30,10 +33,10 @@ lint: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 test: lint  ## lint, then every test not marked slow
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: lint  ## lint, then every test
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 docs: $(STAMP)  ## the documentation as a site in build/site; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -55,7 +55,12 @@ def export(
         ("size", f"{size(report.num_bytes)} ({report.num_bytes:,} bytes)"),
         ("architecture", report.architecture),
         ("tensors", f"{sum(report.tensors.values())}: {kinds}"),
-        ("tokenizer", report.pre_tokenizer or "none; the file takes token ids alone"),
+        (
+            "tokenizer",
+            f"llama.cpp's pre-tokenizer {report.pre_tokenizer!r}"
+            if report.pre_tokenizer
+            else "none; the file takes token ids alone",
+        ),
     ]
     if report.not_quantized:
         rest = f" and {len(report.not_quantized) - 3} more" if len(report.not_quantized) > 3 else ""

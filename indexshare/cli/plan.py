@@ -57,7 +57,7 @@ def plan(
     model: str,
     /,
     *,
-    context: int | None = None,
+    context: str | None = None,
     batch: int = 1,
     hardware: tuple[str, ...] = (HERE,),
     weights: str = "bf16",
@@ -74,7 +74,7 @@ def plan(
     model
         Name of a shipped model or of a preset (such as glm-5.2), a model directory, or a config.json.
     context
-        Tokens of each sequence; by default what the model was made for.
+        Tokens of each sequence, such as 8192, 128K or 1M; by default what the model was made for.
     batch
         Sequences at once.
     hardware
@@ -96,7 +96,7 @@ def plan(
 
         check(views.plot)
     request = Request(
-        context=config.max_position_embeddings if context is None else context, batch=batch,
+        context=config.max_position_embeddings if context is None else parse_tokens(context), batch=batch,
         weights=weight_format(weights), cache=cache_dtype, chunk=chunk, draft=draft,
     )  # fmt: skip
     request.check(config)
@@ -112,6 +112,15 @@ def plan(
 
         draw(model, config, views.plot)
         note(f"drawn into {views.plot}")
+
+
+def parse_tokens(text: str) -> int:
+    """A number of tokens; K and M stand for 1,024 and its square. ValueError for anything else."""
+    units = {"k": 1 << 10, "m": 1 << 20}
+    number, unit = (text[:-1], units[text[-1].lower()]) if text[-1:].lower() in units else (text, 1)
+    if not (number.isascii() and number.isdigit()):
+        raise ValueError(f"--context is {text!r}; expected a number of tokens such as 8192, 128K or 1M")
+    return int(number) * unit
 
 
 def _machines(name: str) -> list[Machine]:
@@ -202,26 +211,30 @@ def _stages(facts: dict[str, Any], out: Console) -> None:
 
 
 def _plans(request: Request, plans: Sequence[MachinePlan], out: Console) -> None:
-    rows = []
-    for plan in plans:
-        cells, bound = ["-", "-", "-", "-"], "-"
-        if plan.decode is not None and plan.prefill is not None:
-            rates = [
-                ceiling and f"{request.batch / ceiling.seconds:,.4g}" for ceiling in (plan.decode, plan.likely_decode)
-            ]
-            times = [ceiling and duration(ceiling.seconds) for ceiling in (plan.prefill, plan.likely_prefill)]
-            cells, bound = [cell or "-" for cell in rates + times], plan.decode.bound_by
-        where = [f"{plan.largest:,}", plan.placement.why]
-        rows.append([plan.machine.label, plan.placement.fit, *cells[:2], bound, *cells[2:], *where])
     columns = [
-        "machine", "", "tokens/s at most", "to expect", "bound by", "prompt at least", "to expect", "context in memory",
+        "it", "tokens/s at most", "  to expect", "  bound by", "prompt at least", "  to expect", "context in memory",
         "where",
     ]  # fmt: skip
-    print_table("Ceilings: no program is faster, most are slower", columns, rows, to=out)
+    rows = [_row(plan, request.batch) for plan in plans]
+    title = "Ceilings: no program is faster, most are slower"
+    if len(plans) == 1:  # a table of one row is too wide for many terminals
+        print_pairs(f"{title}; {plans[0].machine.label}", list(zip(columns, rows[0], strict=True)), to=out)
+    else:
+        labelled = [[plan.machine.label, *row] for plan, row in zip(plans, rows, strict=True)]
+        print_table(title, ["machine", "", *(name.strip() for name in columns[1:])], labelled, to=out)
     if any(plan.likely_decode for plan in plans):
         out.print(
             "to expect: with the shares of the ceilings that indexshare's CPU kernels reach (planner/reached.toml)"
         )
+
+
+def _row(plan: MachinePlan, batch: int) -> list[str]:
+    cells, bound = ["-", "-", "-", "-"], "-"
+    if plan.decode is not None and plan.prefill is not None:
+        rates = [ceiling and f"{batch / ceiling.seconds:,.4g}" for ceiling in (plan.decode, plan.likely_decode)]
+        times = [ceiling and duration(ceiling.seconds) for ceiling in (plan.prefill, plan.likely_prefill)]
+        cells, bound = [cell or "-" for cell in rates + times], plan.decode.bound_by
+    return [plan.placement.fit, *cells[:2], bound, *cells[2:], f"{plan.largest:,}", plan.placement.why]
 
 
 def _changes(config: ModelConfig, machine: Machine, request: Request, out: Console) -> None:

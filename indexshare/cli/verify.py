@@ -309,7 +309,7 @@ def _write_ids(model: str, directory: Path, other: Other, probe: Probe, file: Pa
     """A text for a program that is run by hand."""
     if other.asked:
         raise ValueError(f"--write-ids only writes a text; give it without {other.asked[0]}")
-    check_can_write(file)
+    check_can_write(file, replaces=(b'{"token_ids"',))
     with MeasuringBar() as bar:
         _, forward = _load(directory, probe)
         with bar.stage("choosing a text", "texts"):

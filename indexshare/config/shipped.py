@@ -53,6 +53,8 @@ def _what_is_there(path: Path) -> str:
     previous = sorted(path.glob(".previous-*"))
     if previous:
         return f"a model was being saved there; what was there before lies in {previous[0]}: move it back"
+    if (path / "checkpoint.pt").is_file():
+        return "it is a training run that is not finished: give its command again and it goes on"
     return "expected a Hugging Face model directory"
 
 

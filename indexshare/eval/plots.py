@@ -10,6 +10,7 @@ from indexshare.eval.bootstrap import Estimate
 from indexshare.text.files import check_can_write, replacing
 
 _SUFFIXES = (".png", ".svg", ".pdf")
+_BEGIN = (b"\x89PNG", b"<?xml", b"<svg", b"%PDF")  # pictures, which may be replaced
 _WIDTH, _ROW_HEIGHT = 10.0, 3.2  # inches
 
 
@@ -17,7 +18,7 @@ def check_picture(file: Path) -> None:
     """Refuse (ValueError) a picture that could not be written, before the long work that it is to show."""
     if file.suffix.lower() not in _SUFFIXES:
         raise ValueError(f"the picture is {file.name!r}; expected a name that ends in one of {', '.join(_SUFFIXES)}")
-    check_can_write(file)
+    check_can_write(file, replaces=_BEGIN)
     try:
         import matplotlib  # noqa: F401
     except ModuleNotFoundError:

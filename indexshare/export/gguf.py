@@ -134,7 +134,7 @@ def _target(out: str | Path) -> Path:
         raise ValueError(f"{out} is a device or a pipe, which the file would replace; give the name of a file")
     if target.is_dir():
         raise ValueError(f"{out} is a directory; expected the name of a file, such as {target / 'model.gguf'}")
-    check_can_write(target)
+    check_can_write(target, replaces=(b"GGUF",))
     return target
 
 

@@ -28,6 +28,8 @@ def this_machine(threads: int | None = None) -> Machine:
             read = max(read, found.read.median)
     finally:
         torch.set_num_threads(before)
+    # Where the processor has no bfloat16 products ours widen the operands: the limit is float32, not an emulation.
+    rates["bf16"] = max(rates.values())
     memory = total_memory_bytes() or _NO_MEMORY
     level = native().level or ""
     label = f"this machine ({cpu_name()}, {plural(usable_cores(), 'core')}, {level or 'torch'})"

@@ -130,7 +130,7 @@ def decode_ceiling(
     flops = token_flops(config, context, full_attention=full_attention)
     flops = Work(**{stage: getattr(flops, stage) * batch for stage in STAGES})
     reads = _reads(
-        config, context, tokens=batch, sequences=batch, rows=1, weights=weights, cache=cache,
+        config, weights.part_bytes(config), context, tokens=batch, sequences=batch, rows=1, cache=cache,
         placed=placed or Placed(), full_attention=full_attention,
     )  # fmt: skip
     return ceiling_of(flops, reads, machine, weights.compute, reached, reached.beside(config, 1, batch))
@@ -142,11 +142,12 @@ def prefill_ceiling(
 ) -> Ceiling:  # fmt: skip
     """A prompt of `tokens` tokens, read `chunk` at a time; weights are read once for each chunk."""
     flops = prefill_flops(config, tokens, full_attention=full_attention, absorbed=not full_attention)
+    parts = weights.part_bytes(config)
     totals, host, disk, chunks = dict.fromkeys(STAGES, 0), 0, 0, 0
     for start in range(0, tokens, chunk):
         rows = min(chunk, tokens - start)
         part = _reads(
-            config, start + rows, tokens=rows, sequences=1, rows=rows, weights=weights, cache=cache,
+            config, parts, start + rows, tokens=rows, sequences=1, rows=rows, cache=cache,
             placed=placed or Placed(), full_attention=full_attention,
         )  # fmt: skip
         for stage in STAGES:
@@ -157,11 +158,10 @@ def prefill_ceiling(
 
 
 def _reads(
-    config: ModelConfig, context: int, *, tokens: int, sequences: int, rows: int,
-    weights: WeightFormat, cache: str, placed: Placed, full_attention: bool,
+    config: ModelConfig, parts: Mapping[str, int], context: int, *, tokens: int, sequences: int, rows: int,
+    cache: str, placed: Placed, full_attention: bool,
 ) -> Reads:  # fmt: skip
     """Bytes of a step: weights once, the experts that `tokens` tokens are sent to, and each sequence's cache."""
-    parts = weights.part_bytes(config)
     unused = (1 - config.num_experts_per_tok / config.n_routed_experts) ** tokens  # if all are equally likely
     experts = round(parts["experts"] * (1 - unused))
     latents, keys = _cache_reads(config, context, rows, cache, full_attention=full_attention)

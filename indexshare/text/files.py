@@ -12,7 +12,7 @@ import os
 import stat
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,8 +129,13 @@ def describe_skipped(entries: Iterable[SkippedFile]) -> str:
     return f"{plural(len(all_of_them), 'file')} left out: {reasons} ({names}{more})"
 
 
-def check_can_write(file: Path) -> None:
-    """Refuse (ValueError) a file that could not be written at the end of long work, before it begins."""
+def check_can_write(file: Path, *, replaces: Sequence[bytes] | None = None) -> None:
+    """Refuse (ValueError) a file that could not be written at the end of long work, before it begins.
+
+    Args:
+        file: may be there already.
+        replaces: how files begin that may be replaced; any may unless given. An empty one always may.
+    """
     folder = file.absolute().parent
     if file.is_dir():
         raise ValueError(f"{file} is a folder; give the name of a file in it")
@@ -141,6 +146,13 @@ def check_can_write(file: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"{file} cannot be written: {system_reason(error)}; choose another folder") from None
+    if replaces is not None and file.is_file():
+        with file.open("rb") as stream:
+            start = stream.read(max(map(len, replaces)))
+        if start and not start.startswith(tuple(replaces)):
+            raise ValueError(
+                f"{file} is there and is a file of another kind, which would be lost; give another name or remove it"
+            )
 
 
 @contextlib.contextmanager

@@ -88,8 +88,10 @@ class OwnText:
                 raise ValueError(f"--{name} is {value}; expected at least {least}, at most {most}")
         if self.minutes is not None and self.minutes > _MOST_MINUTES:
             raise ValueError(f"--minutes is {self.minutes:g}; expected at most {_MOST_MINUTES}, a year")
-        if (self.minutes is not None and self.minutes <= 0) or self.rate <= 0:
-            raise ValueError(f"--minutes is {self.minutes}, --rate is {self.rate}; expected numbers above 0")
+        for name in ("minutes", "rate"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"--{name} is {value}; expected a number above 0")
         if self.text != STANDARD_LIBRARY:
             object.__setattr__(self, "text", str(Path(self.text).expanduser().absolute()))
         if self.start not in shipped_models():

@@ -47,8 +47,8 @@ class PackedText(Source):
         """Raise ValueError unless a window of `length` fits after any offset."""
         if len(self._corpus) < 2 * length - 1:
             raise ValueError(
-                f"the corpus has {len(self._corpus)} tokens, too few for windows of {length}; "
-                "use a shorter sequence length or more text"
+                f"the corpus has {len(self._corpus)} of at least {2 * length - 1} tokens, too few for windows of "
+                f"{length}; use a shorter sequence length or more text"
             )
 
     def _lay_out(self, stride: int) -> None:

@@ -17,7 +17,7 @@ def test_it_says_what_it_wrote(run: Callable[..., Any], model_dir: Path, tmp_pat
     facts = dict(line.split(maxsplit=1) for line in lines[1:])
     assert facts["architecture"] == "glm-dsa"
     assert "Q8_0" in facts["tensors"]
-    assert facts["tokenizer"] == "ufakzeka"
+    assert facts["tokenizer"] == "llama.cpp's pre-tokenizer 'ufakzeka'"
     assert "rows no multiple of 32" in facts["left"]
     assert result.err.count("note: ") == 3
 

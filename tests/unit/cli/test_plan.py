@@ -11,7 +11,7 @@ GLM = ("plan", "glm-5.2", "--weights", "fp8", "--cache-dtype", "fp8", "--hardwar
 
 
 def test_json_has_what_scripts_ask_for(run: Callable[..., Any]) -> None:
-    result = run(*GLM, "--context", 1048576, "--json")
+    result = run(*GLM, "--context", "1M", "--json")
     assert (result.code, result.err) == (0, "")
     facts = json.loads(result.out)
     assert facts["parameters_total"] == 753_329_921_024
@@ -52,6 +52,10 @@ def test_the_machine_at_hand_is_measured(run: Callable[..., Any]) -> None:
         (("plan", "nano", "--weights", "int5"), "did you mean 'int"),
         (("plan", "nano", "--cache-dtype", "int4", "--hardware", "h200"), "--cache-dtype is 'int4'; expected one of"),
         (("plan", "nano", "--context", "99999999"), "was made for 32,768 tokens"),
+        (
+            ("plan", "nano", "--context", "1e6"),
+            "--context is '1e6'; expected a number of tokens such as 8192, 128K or 1M",
+        ),
         (("plan", "nano", "--batch", "0"), "expected at least 1"),
         (("plan", "nano", "--hardware", "h200", "--plot", "x.bmp"), "expected a name that ends in one of"),
     ],

@@ -147,6 +147,7 @@ def test_numbers_of_layers_in_short(numbers: list[int], text: str) -> None:
         (("--gguf", "absent.gguf"), "no GGUF file absent.gguf; make one with indexshare export"),
         (("--transformers-from", "absent"), "absent"),
         (("--write-ids", "absent/x.json"), "does not exist; create it first"),
+        (("--write-ids", "NOTES"), "is a file of another kind, which would be lost"),
         (("--write-ids", "x.json", "--engine"), "only writes a text; give it without --engine"),
         (("--write-ids", "x.json", "--topk", "4"), "with --transformers or --engine"),
         (("--tokens", "40"), "choose a text for a program to compare with; name one"),
@@ -160,7 +161,12 @@ def test_numbers_of_layers_in_short(numbers: list[int], text: str) -> None:
         (("--engine", "--model-name", "x"), "--model-name is of use with --url only"),
     ],
 )
-def test_refusals(run: Callable[..., Any], model_dir: Path, arguments: tuple[str, ...], message: str) -> None:
-    result = run("verify", model_dir, *arguments)
+def test_refusals(
+    run: Callable[..., Any], model_dir: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    notes = tmp_path / "notes.md"
+    notes.write_text("mine")
+    result = run("verify", model_dir, *(str(notes) if word == "NOTES" else word for word in arguments))
+    assert notes.read_text() == "mine"
     assert (result.code, result.out) == (2, "")
     assert message in result.err

@@ -253,7 +253,7 @@ def test_a_bad_checkpoint_leaves_nothing_behind(tmp_path: Path) -> None:
     saved(tmp_path / "model", config_of())
     (tmp_path / "out").mkdir()
     target = tmp_path / "out" / "model.gguf"
-    target.write_text("what was there")
+    target.write_text("GGUF: what was there")
     file = tmp_path / "model" / SINGLE_FILE
     tensors = load_file(file)
     good = tensors["model.norm.weight"].clone()
@@ -267,7 +267,7 @@ def test_a_bad_checkpoint_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"(?s)cannot export .*1 missing: lm_head\.weight.*1 unexpected: model\.norm"):
         export_gguf(tmp_path / "model", target, tokenizer=False)
     assert [entry.name for entry in target.parent.iterdir()] == ["model.gguf"]
-    assert target.read_text() == "what was there"
+    assert target.read_text() == "GGUF: what was there"
 
 
 def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +280,10 @@ def test_bad_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         export_gguf("nano", tmp_path / "pipe")
     with pytest.raises(ValueError, match="does not exist; create it first"):
         export_gguf("nano", tmp_path / "no" / "x.gguf")
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.md is there and is a file of another kind, which would be lost"):
+        export_gguf("nano", tmp_path / "notes.md")
+    assert (tmp_path / "notes.md").read_text() == "mine"
     with pytest.raises(ValueError, match="no model 'nanno'"):
         export_gguf("nanno", tmp_path / "x.gguf")
     usage = type("Usage", (), {"free": 1000})
