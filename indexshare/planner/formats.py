@@ -6,6 +6,7 @@ import difflib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import lru_cache
 
 from indexshare.config import ModelConfig
 from indexshare.config.layers import LayerTensor, Role, Stream, model_tensors
@@ -35,11 +36,16 @@ class WeightFormat:
 
     def part_bytes(self, config: ModelConfig) -> dict[str, int]:
         """By part of `ParameterCount`; the router's correction biases, which are float32, count with the router."""
-        parts = {item.name: 0.0 for item in fields(ParameterCount) if item.name != "active"}
-        for row in model_tensors(config):
-            part = "draft" if row.name.startswith("mtp.") else row.part
-            parts[part] += row.size * 4 if row.role is Role.ROUTER_BIAS else self.stored(row)
-        return {part: round(size) for part, size in parts.items()}
+        return dict(_part_bytes(self, config))
+
+
+@lru_cache(maxsize=64)  # asked for once a context and machine, and 80 layers have 1,600 tensors
+def _part_bytes(weights: WeightFormat, config: ModelConfig) -> tuple[tuple[str, int], ...]:
+    parts = {item.name: 0.0 for item in fields(ParameterCount) if item.name != "active"}
+    for row in model_tensors(config):
+        part = "draft" if row.name.startswith("mtp.") else row.part
+        parts[part] += row.size * 4 if row.role is Role.ROUTER_BIAS else weights.stored(row)
+    return tuple((part, round(size)) for part, size in parts.items())
 
 
 def _plain(width: float) -> Callable[[LayerTensor], float]:

@@ -95,7 +95,7 @@ def records(out: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in json.loads(line).items() if k != "tokens_per_second"} for line in lines]
 
 
-@pytest.mark.parametrize("recipe", ["bfloat16", pytest.param("float32", marks=pytest.mark.slow)], indirect=True)
+@pytest.mark.parametrize("recipe", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)], indirect=True)
 def test_killed_twice_and_resumed_gives_the_same_losses(recipe: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     finish(start(recipe, whole, 10))

@@ -226,7 +226,7 @@ def test_what_was_measured_is_not_lost(
             assert json.loads(capsys.readouterr().out)["files"] == 1
     pytest.importorskip("matplotlib")
     with monkeypatch.context() as patch:
-        patch.setattr(plots, "check_can_write", lambda file: None)
+        patch.setattr(plots, "check_can_write", lambda file, **kinds: None)
         assert main([*held_out, "--plot", str(tmp_path / "no" / "a.png")]) == 2
         assert "bits per byte" in capsys.readouterr().out
     assert main([*held_out, "--plot", str(tmp_path / "no" / "a.png")]) == 2
