@@ -7,7 +7,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 
 from indexshare.cache.block_files import BlockFiles
 from indexshare.cache.blocks import BlockAllocator
@@ -72,10 +71,9 @@ class Generation:
                 seen.update([*request.tokens, *tokens])
         return Draw(request.params, request.seed, len(request.tokens) + len(tokens), seen)
 
-    @property
-    def case(self) -> Case:
-        """What is to be drawn once its row of a step is computed."""
-        return Case(self.proposal, self.draw_after, self.request.params.logprobs)
+    def case(self, *, drafted: bool) -> Case:
+        """What is to be drawn once its row of a step is computed, behind its drafts if they are `drafted` there."""
+        return Case(self.proposal if drafted else NO_DRAFTS, self.draw_after, self.request.params.logprobs)
 
     def take(self, token: int, logprobs: TokenLogprobs | None, now: float, *, drafted: bool = False) -> str | None:
         """Add a drawn token and queue its chunk; returns the reason to finish, or None."""
@@ -281,8 +279,7 @@ class Engine:
             generation.proposal = proposal
 
     def _case(self, row: Row) -> Case:
-        case = self._generations[row.request].case
-        return case if row.drafts else replace(case, proposal=NO_DRAFTS)
+        return self._generations[row.request].case(drafted=bool(row.drafts))
 
     def _stamp_start(self, rows: Sequence[Row]) -> None:
         now = None

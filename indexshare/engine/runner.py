@@ -82,7 +82,8 @@ class Runner:
         its results do not depend on what is computed beside them, drafts or prompts, not in one bit.
         """
         writing = sum(row.request.state is RequestState.DECODE for row in rows)
-        if self._native is None or not 0 < writing <= MAX_ROWS or not self._native.knows(self.cache):
+        together = writing == len(rows) and sum(row.length for row in rows) <= MAX_ROWS
+        if together or self._native is None or not 0 < writing <= MAX_ROWS or not self._native.knows(self.cache):
             return [list(rows)]
         parts, room = [list[Row]()], MAX_ROWS
         for row in rows[:writing]:
