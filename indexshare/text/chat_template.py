@@ -16,7 +16,13 @@ from typing import Any, NoReturn
 from indexshare.text.special_tokens import CONFIG_FILE
 
 TEMPLATE_FILE = "chat_template.jinja"
+GLM_FILE = "glm.jinja"
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+def glm_template() -> ChatTemplate:
+    """The conversation format of GLM-5.2, for models that are trained to follow it."""
+    return ChatTemplate((Path(__file__).parent / GLM_FILE).read_text(encoding="utf-8"))
 
 
 class ChatTemplate:
@@ -75,7 +81,18 @@ class ChatTemplate:
             raise ValueError(f"the chat template refuses the conversation: {error}") from None
 
     @cached_property
+    def variables(self) -> frozenset[str]:
+        """Names that the template reads, such as `tools` or `enable_thinking`."""
+        import jinja2.meta
+
+        return frozenset(jinja2.meta.find_undeclared_variables(self._environment.parse(self.source)))
+
+    @cached_property
     def _compiled(self) -> Any:
+        return self._environment.from_string(self.source)
+
+    @cached_property
+    def _environment(self) -> Any:
         import jinja2.sandbox
 
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
@@ -84,7 +101,7 @@ class ChatTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return environment.from_string(self.source)
+        return environment
 
 
 def _refuse(text: str) -> NoReturn:
