@@ -99,7 +99,12 @@ def _override(config: ModelConfig, changes: dict[str, Any] | None) -> ModelConfi
             hint = f"; did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"unknown key {key!r} in config_overrides{hint}")
     plain = {key: tuple(value) if isinstance(value, list) else value for key, value in (changes or {}).items()}
-    return config.replace(**plain) if plain else config
+    changed = config.replace(**plain) if plain else config
+    if not changed.selects and plain.get("index_topk", changed.index_topk) != changed.index_topk:
+        raise ValueError(
+            f"index_topk is {plain['index_topk']}, but {changed.model_type} attends to everything; leave it"
+        )
+    return changed
 
 
 def _allocate(model: nn.Module, dtype: torch.dtype, device: torch.device, keep_float32: set[str]) -> None:

@@ -7,8 +7,10 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from indexshare.cli.output import console, count, print_json, print_lines, print_pairs, print_table, size
+from indexshare.config.layers import indexer_layers
 from indexshare.config.model import ModelConfig
 from indexshare.config.shipped import find_config
+from indexshare.config.variant import GroupedAttention
 from indexshare.planner.memory import cache_bytes, count_parameters
 from indexshare.text.files import plural
 
@@ -64,15 +66,16 @@ def describe(config: ModelConfig, source: str) -> dict[str, Any]:
         "hidden_size": config.hidden_size,
         "context": config.max_position_embeddings,
         "layers": config.num_hidden_layers,
-        "pattern": plan.pattern,
-        "full_layers": list(plan.full_layers),
+        "pattern": plan.pattern if config.selects else None,
+        "full_layers": list(indexer_layers(config)),
         "dense_layers": [n for n in range(config.num_hidden_layers) if not config.is_moe(n)],
-        "index_topk": config.index_topk,
+        "attention": config.variant.attention.kind,
+        "index_topk": config.index_topk if config.selects else None,
         "attention_heads": config.num_attention_heads,
-        "index_heads": config.index_n_heads,
-        "routed_experts": config.n_routed_experts,
-        "experts_per_token": config.num_experts_per_tok,
-        "shared_experts": config.n_shared_experts,
+        "index_heads": config.index_n_heads if config.selects else 0,
+        "routed_experts": config.n_routed_experts if config.has_experts else 0,
+        "experts_per_token": config.num_experts_per_tok if config.has_experts else 0,
+        "shared_experts": config.n_shared_experts if config.has_experts else 0,
         "draft_layers": config.num_nextn_predict_layers,
         "parameters": {
             "total": parameters.total,
@@ -87,8 +90,6 @@ def describe(config: ModelConfig, source: str) -> dict[str, Any]:
 
 def _show(model: str, config: ModelConfig, facts: dict[str, Any]) -> None:
     out, parameters = console(), facts["parameters"]
-    full, layers = len(facts["full_layers"]), facts["layers"]
-    heads, chosen = plural(config.num_attention_heads, "head"), plural(config.index_topk, "token")
     draft = "one, with an indexer of its own" if config.num_nextn_predict_layers else "none"
     print_pairs(
         f"{model} ({facts['source']}, {config.model_type})",
@@ -97,17 +98,18 @@ def _show(model: str, config: ModelConfig, facts: dict[str, Any]) -> None:
             ("  active per token", count(parameters["active"])),
             ("  draft layer", count(parameters["draft"]) if parameters["draft"] else "none"),
             ("context", plural(config.max_position_embeddings, "token")),
-            ("layers", f"{layers}: {full} Full (run an indexer), {layers - full} Shared (reuse its choice)"),
+            ("layers", _layers(config)),
             ("draft layer", draft),
-            ("attention", f"{heads}, top {chosen} per query"),
+            ("attention", _attention(config)),
             ("experts", f"{config.n_routed_experts}, {config.num_experts_per_tok} per token, "
-                        f"{config.n_shared_experts} shared"),
+                        f"{config.n_shared_experts} shared" if config.has_experts else "none"),
             ("hidden, vocabulary", f"{config.hidden_size:,}, {config.vocab_size:,}"),
         ],
         to=out,
     )  # fmt: skip
-    out.print()
-    print_lines(_picture(config), to=out)
+    if config.selects:
+        out.print()
+        print_lines(_picture(config), to=out)
     out.print()
     rows, streams = [], list(cache_bytes(config).streams)
     for dtype, cache in facts["cache_bytes_per_token"].items():
@@ -118,6 +120,20 @@ def _show(model: str, config: ModelConfig, facts: dict[str, Any]) -> None:
     names = [stream.replace("_", " ") for stream in streams]
     columns = ["dtype", *names, "total", "with draft layer", "at full context"]
     print_table("Cache bytes per token", columns, rows, to=out)
+
+
+def _layers(config: ModelConfig) -> str:
+    layers, full = config.num_hidden_layers, len(indexer_layers(config))
+    if not config.selects:
+        return f"{layers}, all of which attend to every token"
+    return f"{layers}: {full} Full (run an indexer), {layers - full} Shared (reuse its choice)"
+
+
+def _attention(config: ModelConfig) -> str:
+    heads, kind = plural(config.num_attention_heads, "head"), config.variant.attention
+    if isinstance(kind, GroupedAttention):
+        heads += f", {kind.kv_heads} of keys and values, {kind.head_dim} wide"
+    return f"{heads}, top {plural(config.index_topk, 'token')} per query" if config.selects else heads
 
 
 def _picture(config: ModelConfig, width: int = 52) -> list[str]:

@@ -120,6 +120,10 @@ class AttentionTable(ABC):
     def key_values(self, config: ModelConfig) -> int:
         """Values that one key takes for a while where the first tokens are attended to in full."""
 
+    def kept_values(self, config: ModelConfig) -> int:
+        """Values that one token leaves for the backward pass of training, its input apart."""
+        return self.row_values(config)
+
 
 _TABLES: dict[type[Kind], AttentionTable] = {}
 
@@ -137,7 +141,12 @@ def attention_table(config: ModelConfig) -> AttentionTable:
 
 def has_indexer(config: ModelConfig, layer: int) -> bool:
     """Whether a layer chooses for itself: Full layers and the draft layer, index `num_hidden_layers`."""
-    return layer == config.num_hidden_layers or config.share_plan.is_full(layer)
+    return config.selects and (layer == config.num_hidden_layers or config.share_plan.is_full(layer))
+
+
+def indexer_layers(config: ModelConfig) -> tuple[int, ...]:
+    """Trunk layers that choose for themselves: none where every token is attended to."""
+    return config.share_plan.full_layers if config.selects else ()
 
 
 def layer_streams(config: ModelConfig, layer: int) -> tuple[Stream, ...]:

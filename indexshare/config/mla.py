@@ -69,6 +69,12 @@ class LatentTable(AttentionTable):
         widest = max(config.qk_head_dim, config.v_head_dim)
         return config.num_attention_heads * (config.qk_nope_head_dim + config.v_head_dim + 2 * widest)
 
+    def kept_values(self, config: ModelConfig) -> int:
+        """Latents and queries before and after their norms, queries in both forms, attended latents and values."""
+        heads = config.num_attention_heads
+        per_head = 2 * config.qk_head_dim + 2 * config.latent_dim + config.kv_lora_rank + config.v_head_dim
+        return 2 * config.q_lora_rank + 2 * config.latent_dim + heads * per_head
+
 
 def _matrix(name: str, out: int, into: int) -> LayerTensor:
     return LayerTensor(name=f"self_attn.{name}", shape=(out, into), part="attention")

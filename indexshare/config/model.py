@@ -1,6 +1,7 @@
 """The model configuration: field names and meanings of the public `config.json`.
 
-Reads and writes `glm_moe_dsa` (GLM-5, 5.1, 5.2) and `deepseek_v32` (DeepSeek-V3.2). Plain Python, no torch.
+Reads and writes `glm_moe_dsa` (GLM-5, 5.1, 5.2), `deepseek_v32` (DeepSeek-V3.2), and the dense models of
+`families.py`. Plain Python, no torch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from indexshare.config import families
 from indexshare.config.arguments import plain_integer, shown
 from indexshare.config.fields import check_fields
 from indexshare.config.public import (
@@ -40,7 +42,8 @@ class ModelConfig:
     """Sizes and rules of one model; attribute names are the keys of the public `config.json`.
 
     `indexer_types` and `mlp_layer_types` are always present after construction (one entry per trunk layer).
-    The draft (MTP) layer is counted by `num_nextn_predict_layers` (0 or 1); its layer index is `num_hidden_layers`.
+    Where every token is attended to, `index_topk` is the context. The draft (MTP) layer is counted by
+    `num_nextn_predict_layers` (0 or 1); its layer index is `num_hidden_layers`.
 
     Raises:
         ValueError: a size is not positive, lists have the wrong length, or values contradict one another.
@@ -92,6 +95,8 @@ class ModelConfig:
             raise ValueError(f"model_type is {self.model_type!r}; this package implements {sorted(ARCHITECTURES)}")
         self._check_sizes()
         layers = self.num_hidden_layers
+        if not self.selects:
+            object.__setattr__(self, "index_topk", self.max_position_embeddings)
         if not self.indexer_types:
             object.__setattr__(self, "indexer_types", SharePlan.all_full(layers).types)
         if not self.mlp_layer_types:
@@ -101,6 +106,7 @@ class ModelConfig:
         self._check_relations()
         SharePlan.from_spellings(layers, indexer_types=self.indexer_types)
         self.variant.check(self)
+        families.check(self)
 
     def _check_sizes(self) -> None:
         for item in dataclasses.fields(self):
@@ -139,7 +145,7 @@ class ModelConfig:
             )
         if self.qk_rope_head_dim % 2:
             raise ValueError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; rotary pairs need an even width")
-        if self.index_head_dim < self.qk_rope_head_dim:
+        if self.selects and self.index_head_dim < self.qk_rope_head_dim:
             raise ValueError(
                 f"index_head_dim is {self.index_head_dim}; it must hold {self.qk_rope_head_dim} rotary values"
             )
@@ -163,6 +169,11 @@ class ModelConfig:
     def share_plan(self) -> SharePlan:
         """Which layers run the indexer."""
         return SharePlan(self.indexer_types)
+
+    @property
+    def selects(self) -> bool:
+        """Whether layers choose what is attended to; if not, there are no indexers."""
+        return self.variant.selects
 
     @property
     def qk_head_dim(self) -> int:
@@ -190,6 +201,11 @@ class ModelConfig:
     def dtype_is_stated(self) -> bool:
         """Whether the file that this was read from says in which type its weights are."""
         return DTYPE_MISSING not in self.extra
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer has experts."""
+        return "sparse" in self.mlp_layer_types or self.num_nextn_predict_layers > 0
 
     def is_moe(self, layer: int) -> bool:
         """Whether `layer` has experts; the draft layer always has."""
@@ -227,11 +243,15 @@ class ModelConfig:
         Raises:
             ValueError: another architecture, an unknown key (the nearest known one is named), or a bad value.
         """
+        if families.is_one(data):
+            return cls(**families.from_public(data))
         keys = [item for item in dataclasses.fields(cls) if item.name not in ("extra", "variant")]
         return cls(**from_public(data, {item.name: item.default for item in keys}))
 
     def to_dict(self) -> dict[str, Any]:
         """The public `config.json` form; every key that vLLM, SGLang and transformers look for is written."""
+        if self.model_type in families.FAMILIES:
+            return families.to_public(self)
         data: dict[str, Any] = {key: value for key, value in self.extra.items() if key != DTYPE_MISSING}
         for item in dataclasses.fields(self):
             if item.name not in ("extra", "rope_parameters", "quantization_config", "variant"):

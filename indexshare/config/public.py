@@ -1,7 +1,8 @@
 """The public `config.json`: its keys, their older and other spellings, and what each may hold.
 
 Reads `glm_moe_dsa` (GLM-5, 5.1, 5.2) and `deepseek_v32` (DeepSeek-V3.2) as transformers reads them; where one setting
-has two spellings that do not agree, or a value asks for something that is not implemented, the key is named.
+has two spellings that do not agree, or a value asks for something that is not implemented, the key is named. Dense
+models are read by `families.py`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from indexshare.config.share_plan import SharePlan
 from indexshare.config.variant import KEY as VARIANT
 from indexshare.config.variant import Variant
 
-ARCHITECTURES = {"glm_moe_dsa": "GlmMoeDsaForCausalLM", "deepseek_v32": "DeepseekV32ForCausalLM"}
+ARCHITECTURES = {
+    "glm_moe_dsa": "GlmMoeDsaForCausalLM", "deepseek_v32": "DeepseekV32ForCausalLM", "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM",
+    "smollm3": "SmolLM3ForCausalLM",
+}  # fmt: skip
 SCHEDULE = ("index_topk_pattern", "index_topk_freq", "index_skip_topk_offset")
 LARGEST = 2**31 - 1  # of any whole number
 MAX_LAYERS = 4096
@@ -36,7 +41,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 
 # Keys of public files that carry no information for us: kept as they are and written back. The settings of generation
 # are among them because they stood here before they had a file of their own.
-_CARRIED = GENERATION_KEYS | {
+CARRIED = GENERATION_KEYS | {
     "_attn_implementation_autoset", "_name_or_path", "architectures", "attention_dropout", "attn_implementation",
     "auto_map", "aux_loss_alpha", "chunk_size_feed_forward", "decoder_start_token_id", "ep_size", "finetuning_task",
     "id2label", "indexer_scale_fmt", "is_decoder", "is_encoder_decoder", "label2id", "moe_router_dtype", "name_or_path",
@@ -71,7 +76,7 @@ _NEEDED_EARLY = (
     "num_hidden_layers", "max_position_embeddings", "num_attention_heads", "qk_nope_head_dim", "qk_rope_head_dim"
 )  # fmt: skip
 _LAYER_TYPES = {"indexed_attention", "deepseek_sparse_attention", "full_attention"}
-_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def from_public(data: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,9 +102,9 @@ def from_public(data: dict[str, Any], defaults: Mapping[str, Any]) -> dict[str, 
             raise ValueError(f"{key} is null; expected a value, or no such key")
         if data.get(key) is not None:
             values[key] = data[key]
-    values |= {key: tuple(data[key]) if isinstance(data[key], list) else data[key] for key in _IDS if key in data}
-    extra = {key: data[key] for key in data if key in _CARRIED or key in _NEUTRAL or key in SCHEDULE}
-    _take_dtype(data, values, extra)
+    values |= {key: tuple(data[key]) if isinstance(data[key], list) else data[key] for key in IDS if key in data}
+    extra = {key: data[key] for key in data if key in CARRIED or key in _NEUTRAL or key in SCHEDULE}
+    take_dtype(data, values, extra)
     _take_expert_count(data, values)
     values["rope_parameters"] = RopeParameters.from_public(data, context=values["max_position_embeddings"])
     values["variant"] = Variant.from_public(data.get(VARIANT, {}))
@@ -125,7 +130,7 @@ def _take_layers(data: dict[str, Any], values: dict[str, Any]) -> None:
     values["mlp_layer_types"] = ("dense",) * dense + ("sparse",) * (layers - dense) if kinds is None else tuple(kinds)
 
 
-def _take_dtype(data: dict[str, Any], values: dict[str, Any], extra: dict[str, Any]) -> None:
+def take_dtype(data: dict[str, Any], values: dict[str, Any], extra: dict[str, Any]) -> None:
     """`torch_dtype` is the older name of `dtype`, which comes first where both are there."""
     dtype = data.get("dtype") or data.get("torch_dtype")
     if dtype is None:
@@ -168,13 +173,13 @@ def _check_types(data: dict[str, Any]) -> None:
         "qk_head_dim", "head_dim", "num_key_value_heads", *_NEEDED_EARLY,
     )  # fmt: skip
     for keys, holds, expected in (
-        (lists, _is_list_of_words, "a list of words"),
+        (lists, is_list_of_words, "a list of words"),
         (objects, lambda value: isinstance(value, dict), "an object"),
         (integers, lambda value: type(value) is int and 0 <= value <= LARGEST, "an integer"),
         (("model_type", "dtype", "torch_dtype"), lambda value: isinstance(value, str), "a string"),
         (
             ("index_topk_pattern",),
-            lambda value: isinstance(value, str) or _is_list_of_words(value),
+            lambda value: isinstance(value, str) or is_list_of_words(value),
             "a string of F and S",
         ),
     ):
@@ -184,12 +189,17 @@ def _check_types(data: dict[str, Any]) -> None:
     if "first_k_dense_replace" in data and data["first_k_dense_replace"] is None:
         raise ValueError("first_k_dense_replace is null; expected a value, or no such key")
     for key, allowed in FIXED.items():
-        if key in data and not _is_one_of(data[key], allowed):
+        if key in data and not is_one_of(data[key], allowed):
             raise ValueError(f"{key} is {shown(data[key])}; this package implements {list(allowed)}")
     for key, allowed in _NEUTRAL.items():
-        if key in data and not _is_one_of(data[key], allowed):
+        if key in data and not is_one_of(data[key], allowed):
             raise ValueError(f"{key} is {shown(data[key])}, which is not implemented; expected {allowed[-1]!r}")
-    for key in _IDS:
+    check_ids(data)
+
+
+def check_ids(data: Mapping[str, Any]) -> None:
+    """Refuse (ValueError) special ids that are none."""
+    for key in IDS:
         value = data.get(key)
         ids = value if isinstance(value, list) and key == "eos_token_id" else [] if value is None else [value]
         if not all(type(i) is int and 0 <= i <= LARGEST for i in ids):
@@ -197,17 +207,21 @@ def _check_types(data: dict[str, Any]) -> None:
             raise ValueError(f"{key} is {shown(value)}; expected an id of 0 or more{also}")
 
 
-def _is_list_of_words(value: Any) -> bool:
+def is_list_of_words(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
+def is_one_of(value: Any, allowed: tuple[Any, ...]) -> bool:
     """Whether it is one of the values, a number being no truth value."""
     return any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed)
 
 
 def _refuse_unknown(data: dict[str, Any], own: Iterable[str]) -> None:
-    known = {*own, *_CARRIED, *_DERIVED, *FIXED, *_NEUTRAL, *SCHEDULE, *_OTHER_SPELLINGS}
+    refuse_unknown(data, {*own, *CARRIED, *_DERIVED, *FIXED, *_NEUTRAL, *SCHEDULE, *_OTHER_SPELLINGS})
+
+
+def refuse_unknown(data: Iterable[str], known: set[str]) -> None:
+    """ValueError for a key that means nothing here; the nearest known one is named."""
     for key in sorted(set(data) - known):
         near = difflib.get_close_matches(key[:100], sorted(known), n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "; remove it if it does not change the model"

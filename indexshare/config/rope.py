@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,27 @@ from indexshare.config.arguments import shown
 
 _LARGEST = 3e38  # float32 tables
 _POSITIVE = {"factor": (1.0, _LARGEST), "beta_fast": (1e-3, 1e6), "beta_slow": (1e-3, 1e6)}
+_POSITIVE |= {"low_freq_factor": (1e-3, 1e6), "high_freq_factor": (1e-3, 1e6)}
 _SCALES = {"mscale": (0.0, 1e6), "mscale_all_dim": (0.0, 1e6), "attention_factor": (1e-6, 1e6)}
 _BOUNDS = {"rope_theta": (1.0, _LARGEST), **_POSITIVE, **_SCALES}
+_ORIGINAL = "original_max_position_embeddings"
+# Settings of each scaling, beside `rope_theta`; `attention_factor` is written only where it is given.
+_SETTINGS = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", _ORIGINAL, "attention_factor"),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", _ORIGINAL),
+}
+LATENT_KINDS = ("default", "yarn")  # what the published programs of latent attention are tried with
+ALL_KINDS = tuple(_SETTINGS)
+
+
+def _check_kind(kind: Any, kinds: Collection[str]) -> None:
+    if not isinstance(kind, str) or kind not in kinds:
+        known = [repr(name) for name in kinds]
+        listed = f"{', '.join(known[:-1])} and {known[-1]}"
+        raise ValueError(f"rope_type is {shown(kind)}; this package implements {listed} here")
 
 
 def _float32(value: float) -> float:
@@ -21,11 +41,18 @@ def _float32(value: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class RopeParameters:
-    """Rotary base and, for `rope_type="yarn"`, the extension of YaRN (arXiv 2309.00071).
+    """Rotary base and, in `rope_type`, how its frequencies are changed for contexts longer than trained.
 
-    `factor` is the extension ratio; `beta_fast`/`beta_slow` bound the dimensions that are blended, in rotations
-    over `original_max_position_embeddings`; `mscale`/`mscale_all_dim` set the temperature as DeepSeek does, unless
-    `attention_factor` gives the factor on the tables.
+    `factor` is the extension ratio.
+
+    * `"linear"` divides all frequencies by it (arXiv 2306.15595).
+    * `"dynamic"` changes them for texts beyond `max_position_embeddings` alone, which no model here reads: up to there
+      the frequencies are the default ones.
+    * `"yarn"` (arXiv 2309.00071): `beta_fast`/`beta_slow` bound the dimensions that are blended, in rotations over
+      `original_max_position_embeddings`; `mscale`/`mscale_all_dim` set the temperature as DeepSeek does, unless
+      `attention_factor` gives the factor on the tables.
+    * `"llama3"` (Llama 3.1) divides frequencies that turn less than `low_freq_factor` times over the original context,
+      keeps those that turn more than `high_freq_factor` times, and blends between.
     """
 
     rope_theta: float = 8_000_000.0
@@ -36,11 +63,12 @@ class RopeParameters:
     mscale: float = 0.0
     mscale_all_dim: float = 0.0
     attention_factor: float | None = None
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 4096
 
     def __post_init__(self) -> None:
-        if self.rope_type not in ("default", "yarn"):
-            raise ValueError(f"rope_type is {self.rope_type!r:.80}; this package implements 'default' and 'yarn'")
+        _check_kind(self.rope_type, ALL_KINDS)
         for name, (least, most) in _BOUNDS.items():
             value = getattr(self, name)
             if value is None and name == "attention_factor":
@@ -54,18 +82,27 @@ class RopeParameters:
             raise ValueError(f"original_max_position_embeddings is {original!r:.80}; expected a positive integer")
         if self.beta_fast < self.beta_slow:
             raise ValueError(f"beta_fast is {self.beta_fast!r}, below beta_slow, which is {self.beta_slow!r}")
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"low_freq_factor is {self.low_freq_factor!r}; expected less than high_freq_factor, which is"
+                f" {self.high_freq_factor!r}"
+            )
 
     @classmethod
-    def from_public(cls, config: dict[str, Any], *, context: int) -> RopeParameters:
+    def from_public(
+        cls, config: dict[str, Any], *, context: int, kinds: Collection[str] = LATENT_KINDS
+    ) -> RopeParameters:
         """From `rope_parameters` (transformers 5) or from `rope_theta` with `rope_scaling` (before it).
 
         Args:
             config: the file's object.
-            context: the model's `max_position_embeddings`, which yarn extends from where its original is not given.
+            context: the model's `max_position_embeddings`, which yarn and llama3 extend from where their original is
+                not given.
+            kinds: the scalings that the architecture has.
 
         Raises:
             ValueError: no `rope_theta` anywhere (a guessed base is silently wrong at long range), spellings that
-                disagree, unknown keys, or a yarn without its factor.
+                disagree, unknown keys, another scaling, or one without its factor.
         """
         places = {place: config.get(place) or {} for place in ("rope_parameters", "rope_scaling")}
         bases = {place: settings["rope_theta"] for place, settings in places.items() if "rope_theta" in settings}
@@ -77,7 +114,7 @@ class RopeParameters:
         for other, base in bases.items():
             if base != theta:
                 raise ValueError(f"rope_theta is {shown(theta)} in {place}, but {shown(base)} in {other}; keep one")
-        read = {place: cls._read(place, settings, theta, context) for place, settings in places.items() if settings}
+        read = {place: cls._read(place, said, theta, context, kinds) for place, said in places.items() if said}
         new, old = read.get("rope_parameters"), read.get("rope_scaling")
         if new is None or old is None:
             return new or old or cls(rope_theta=theta)
@@ -91,7 +128,9 @@ class RopeParameters:
         return old
 
     @classmethod
-    def _read(cls, place: str, settings: dict[str, Any], theta: Any, context: int) -> RopeParameters:
+    def _read(
+        cls, place: str, settings: dict[str, Any], theta: Any, context: int, kinds: Collection[str]
+    ) -> RopeParameters:
         """One of the two objects, which may say the same in older words."""
         said = {key: value for key, value in settings.items() if value is not None}
         kind = said.pop("rope_type", said.get("type", "default"))
@@ -108,39 +147,33 @@ class RopeParameters:
             raise ValueError(
                 f"unknown key {shown(unknown[0])} in {place}; known are {sorted(cls.__dataclass_fields__)}"
             )
-        if kind == "default":
-            cls._refuse_scaling(place, said)
-        if kind == "yarn":
-            if "factor" not in said:
-                raise ValueError(f"{place} is of type 'yarn' without a factor; give it, as 40 for DeepSeek-V3.2")
-            said.setdefault("original_max_position_embeddings", context)
+        _check_kind(kind, kinds)
+        cls._refuse_scaling(place, kind, said)
+        if kind != "default" and "factor" not in said:
+            example = "as 40 for DeepSeek-V3.2" if kind == "yarn" else "as 8 for Llama 3.1"
+            raise ValueError(f"{place} is of type {kind!r} without a factor; give it, {example}")
+        if _ORIGINAL in _SETTINGS[kind]:
+            said.setdefault(_ORIGINAL, context)
         return cls(**(said | {"rope_theta": theta, "rope_type": kind}))
 
     @staticmethod
-    def _refuse_scaling(place: str, said: dict[str, Any]) -> None:
-        """Settings of a scaling without its type would be ignored, and gone when the model is saved."""
+    def _refuse_scaling(place: str, kind: str, said: dict[str, Any]) -> None:
+        """Settings of another scaling would be ignored, and gone when the model is saved."""
         for key, value in said.items():
-            if key != "rope_theta" and not (key == "factor" and value == 1):
+            neutral = key == "rope_theta" or (kind == "default" and key == "factor" and value == 1)
+            if key not in _SETTINGS[kind] and not neutral:
+                repair = "say rope_type 'yarn', or remove it" if kind == "default" else "remove it"
                 raise ValueError(
-                    f"{key} in {place} is {shown(value)}, but its rope_type is 'default', which has no such setting; "
-                    "say rope_type 'yarn', or remove it"
+                    f"{key} in {place} is {shown(value)}, but its rope_type is {kind!r}, which has no such setting; "
+                    f"{repair}"
                 )
 
     def to_public(self) -> dict[str, Any]:
         """The `rope_parameters` object of `config.json`."""
         data: dict[str, Any] = {"rope_theta": self.rope_theta, "rope_type": self.rope_type}
-        if self.rope_type == "yarn":
-            names = (
-                "factor",
-                "beta_fast",
-                "beta_slow",
-                "mscale",
-                "mscale_all_dim",
-                "original_max_position_embeddings",
-            )
-            data.update((name, getattr(self, name)) for name in names)
-            if self.attention_factor is not None:
-                data["attention_factor"] = self.attention_factor
+        data.update((name, getattr(self, name)) for name in _SETTINGS[self.rope_type])
+        if data.get("attention_factor", 0) is None:
+            del data["attention_factor"]
         return data
 
     @property
@@ -165,16 +198,27 @@ class RopeParameters:
         return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
     def inverse_frequencies(self, dim: int) -> list[float]:
-        """`dim / 2` angles per position step, highest frequency first.
-
-        YaRN keeps dimensions that turn more than `beta_fast` times over the original context, divides by
-        `factor` those that turn less than `beta_slow` times, and blends linearly between (section 3.2).
-        """
+        """`dim / 2` angles per position step, highest frequency first."""
         # Rounded to float32 step by step, as in the programs that trained the public checkpoints: at position 1e5
         # one unit in the last place of a frequency is a hundredth of a radian.
         plain = [_float32(1 / _float32(self.rope_theta ** _float32(2 * i / dim))) for i in range(dim // 2)]
-        if self.rope_type != "yarn":
-            return plain
+        if self.rope_type == "linear":
+            return [frequency / self.factor for frequency in plain]
+        if self.rope_type == "llama3":
+            return [self._by_wavelength(frequency) for frequency in plain]
+        return self._by_rotations(plain, dim) if self.rope_type == "yarn" else plain
+
+    def _by_wavelength(self, frequency: float) -> float:
+        """Llama 3.1's rule for one frequency."""
+        turns = self.original_max_position_embeddings * frequency / (2 * math.pi)  # over the original context
+        smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        kept = min(max(smooth, 0.0), 1.0)
+        return (1 - kept) * frequency / self.factor + kept * frequency
+
+    def _by_rotations(self, plain: list[float], dim: int) -> list[float]:
+        """YaRN keeps dimensions that turn more than `beta_fast` times over the original context, divides by
+        `factor` those that turn less than `beta_slow` times, and blends linearly between (section 3.2).
+        """
 
         def dimension_of(rotations: float) -> float:
             wavelength = self.original_max_position_embeddings / (rotations * 2 * math.pi)

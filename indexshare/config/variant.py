@@ -37,7 +37,8 @@ class Kind:
 
     def to_public(self) -> dict[str, Any]:
         """The form in config.json."""
-        return {"kind": self.kind} | dataclasses.asdict(self)
+        settings = dataclasses.asdict(self)
+        return {"kind": self.kind} | {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,57 @@ class LatentAttention(Kind):
     """The public models' attention; its sizes are keys of config.json itself."""
 
     kind: ClassVar[str] = "mla"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedAttention(Kind):
+    """Query heads that share heads of keys and values (arXiv 2305.13245); as many of both is multi-head attention.
+
+    The first `qk_rope_head_dim` values of a head turn, in pairs of halves.
+
+    Attributes:
+        kv_heads: heads of keys and of values; each serves as many query heads, which lie together.
+        head_dim: width of a head.
+        qk_norm: whether each head's queries and keys are normalised before they turn.
+        qkv_bias, output_bias: whether the projections have biases.
+        no_rope_layers: layers in which nothing turns.
+    """
+
+    kind: ClassVar[str] = "gqa"
+
+    kv_heads: int
+    head_dim: int
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False
+    no_rope_layers: tuple[int, ...] = ()
+
+    def check(self, config: Any) -> None:
+        """Heads that divide evenly, a rotary part within a head, layers that exist."""
+        heads, rotary, layers = config.num_attention_heads, config.qk_rope_head_dim, config.num_hidden_layers
+        if self.kv_heads < 1 or heads % self.kv_heads:
+            raise ValueError(f"num_attention_heads is {heads}, which {self.kv_heads} key/value heads do not divide")
+        if self.head_dim < rotary:
+            raise ValueError(f"head_dim is {self.head_dim}; it must hold {rotary} rotary values")
+        for layer in self.no_rope_layers:
+            if not 0 <= layer < layers:
+                raise ValueError(f"no_rope_layers has layer {layer}; the model has layers 0 to {layers - 1}")
+
+
+@dataclass(frozen=True)
+class Everything(Kind):
+    """No selection: every token is attended to, and no layer has an indexer."""
+
+    kind: ClassVar[str] = "everything"
+
+    def check(self, config: Any) -> None:
+        """Attention without latents, no draft layer, and no layer that would reuse a selection."""
+        if isinstance(config.variant.attention, LatentAttention):
+            raise ValueError("a selection of the kind 'everything' needs attention of another kind than 'mla'")
+        if config.num_nextn_predict_layers:
+            raise ValueError("num_nextn_predict_layers is 1; a model that attends to everything has no draft layer")
+        if "shared" in config.indexer_types:
+            raise ValueError("indexer_types has Shared layers; a model that attends to everything selects nothing")
 
 
 @dataclass(frozen=True)
@@ -97,6 +149,11 @@ class Variant:
         """Whether it is the public architecture."""
         return self == Variant()
 
+    @property
+    def selects(self) -> bool:
+        """Whether layers choose what is attended to."""
+        return not isinstance(self.selection, Everything)
+
     def differences(self) -> list[str]:
         """What is not as in the public architecture, for those that can express nothing else to refuse by name."""
         return [f"{part} is of the kind {kind['kind']!r}" for part, kind in self.to_public().items()]
@@ -139,3 +196,4 @@ def _nearest(name: str, known: list[str]) -> str:
 
 
 register_kind("selection", ContentSelection)
+register_kind("selection", Everything)

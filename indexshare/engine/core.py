@@ -149,11 +149,13 @@ class Engine:
         self.saved: SavedPrefixes | None = None
         least = _least_piece(model)
         if prefix_cache:
-            limit = attention_limit(model.config, full_attention_below)
-            step = math.lcm(cache.block_size, token_budget) if least is None else None
+            selects = model.config.selects
+            first = attention_limit(model.config, full_attention_below) if selects else cache.block_size
+            # Attention to everything multiplies keys in a way that depends on where a prompt is cut.
+            step = math.lcm(cache.block_size, token_budget) if least is None or not selects else None
             drafts = cache.has_draft_layer
             self.prefixes = PrefixCache(
-                self.allocator, first=limit, step=step, left=least or 1, ahead=int(drafts), late=MOST_WAITING * drafts
+                self.allocator, first=first, step=step, left=least or 1, ahead=int(drafts), late=MOST_WAITING * drafts
             )
             if files is not None:
                 self.saved = SavedPrefixes(files, cache, self.prefixes, self._lock)

@@ -14,6 +14,7 @@ from indexshare.ops.loss import reference as loss
 from indexshare.ops.native import native
 from indexshare.ops.registry import Backend, Implementation, Operation, Status
 from indexshare.ops.rows import reference as rows
+from indexshare.ops.sparse_grouped import reference as grouped
 from indexshare.ops.sparse_mla import reference as sparse
 
 
@@ -42,6 +43,9 @@ select_topk = Operation(
 sparse_mla = Operation(
     sparse.sparse_mla, REFERENCE,
     _cpu("sparse_mla.cpu_impl", "sparse_mla", "unsupported"), _torch("sparse_mla.torch_impl", "sparse_mla"),
+)  # fmt: skip
+sparse_grouped = Operation(
+    grouped.sparse_grouped, REFERENCE, _torch("sparse_grouped.torch_impl", "sparse_grouped"),
 )  # fmt: skip
 encode_rows = Operation(
     coded.encode_rows, REFERENCE,

@@ -17,6 +17,7 @@ from indexshare.config.layers import (
     LayerTensor,
     Role,
     attention_table,
+    indexer_layers,
     indexer_tensors,
     layer_streams,
 )
@@ -102,11 +103,11 @@ def prefill_flops(
 
 
 def _flops(config: ModelConfig, past: int, tokens: int, *, full_attention: bool, absorbed: bool) -> Work:
-    layers, full = config.num_hidden_layers, len(config.share_plan.full_layers)
+    layers, full = config.num_hidden_layers, len(indexer_layers(config))
     stop = past + tokens
     available = _sum_to(stop) - _sum_to(past)  # the query at position p has p + 1 keys
     # Queries with at most `index_topk` keys attend to all of them, and nothing is scored for them.
-    first = stop if full_attention else min(max(past, config.index_topk), stop)
+    first = stop if full_attention or not config.selects else min(max(past, config.index_topk), stop)
     choosing, below = stop - first, _sum_to(first) - _sum_to(past)
     attended = below + choosing * config.index_topk
     index_key = config.hidden_size * config.index_head_dim
@@ -141,12 +142,11 @@ def step_bytes(
     """
     _check(rows, 1)
     _check(context, rows)
-    plan, layers = config.share_plan, config.num_hidden_layers
-    full = len(plan.full_layers)
+    layers, full = config.num_hidden_layers, len(indexer_layers(config))
     row, key = cache_row_bytes(config, 1)
     latent_row = row * weight_bytes if latent_row_bytes is None else latent_row_bytes
     index_key = key * weight_bytes if index_key_bytes is None else index_key_bytes
-    choosing = 0 if full_attention else max(0, min(rows, context - config.index_topk))
+    choosing = 0 if full_attention or not config.selects else max(0, min(rows, context - config.index_topk))
     latents = min(context, choosing * config.index_topk) if choosing else context
     # Experts that at least one of the rows is sent to, if all are equally likely; one row uses its own alone.
     unused = (1 - config.num_experts_per_tok / config.n_routed_experts) ** rows
@@ -169,7 +169,7 @@ def cache_row_bytes(config: ModelConfig, element_bytes: int, row_bytes: RowBytes
         element_bytes, row_bytes: as in `planner.memory.cache_bytes`.
     """
     sizes = {s.name: row_bytes(s) if row_bytes else s.width * element_bytes for s in layer_streams(config, 0)}
-    index_key = sizes.pop(INDEX_KEYS)  # layer 0 is Full
+    index_key = sizes.pop(INDEX_KEYS, 0)  # layer 0 is Full, in a model that selects
     return sum(sizes.values()), index_key
 
 

@@ -163,10 +163,10 @@ def step_workspace_bytes(cfg: ModelConfig, rows: int, element_bytes: int = 2) ->
     expanded for the first rows, which see at most `index_topk` tokens.
     """
     table = attention_table(cfg)
-    index = 2 * cfg.index_n_heads * cfg.index_head_dim
-    routed = cfg.num_experts_per_tok * (2 * cfg.hidden_size + 3 * cfg.moe_intermediate_size)
+    index = 2 * cfg.index_n_heads * cfg.index_head_dim if cfg.selects else 0
+    routed = cfg.num_experts_per_tok * (2 * cfg.hidden_size + 3 * cfg.moe_intermediate_size) if cfg.has_experts else 0
     feed_forward = max(3 * cfg.intermediate_size, routed)
     values = (6 * cfg.hidden_size + table.row_values(cfg) + index + feed_forward) * element_bytes
-    selection = 4 * cfg.index_topk * 8
+    selection = 4 * cfg.index_topk * 8 if cfg.selects else 0
     expanded = cfg.index_topk * table.key_values(cfg) * element_bytes
     return rows * (values + selection) + expanded + 3 * cfg.vocab_size * 4

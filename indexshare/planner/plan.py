@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from indexshare.config import ModelConfig
+from indexshare.config.layers import indexer_layers
 from indexshare.planner.claims import sharing_ratios, without_sharing
 from indexshare.planner.flops import prefill_flops, token_flops
 from indexshare.planner.formats import CACHE_FORMATS, FORMATS, WeightFormat, stream_row_bytes
@@ -127,8 +128,8 @@ def facts_of(config: ModelConfig, request: Request) -> dict[str, Any]:
         for name in CACHE_FORMATS
     }
     keys = {
-        "with_sharing": config.index_head_dim * len(config.share_plan.full_layers),
-        "without": config.index_head_dim * config.num_hidden_layers,
+        "with_sharing": config.index_head_dim * len(indexer_layers(config)),
+        "without": config.index_head_dim * config.num_hidden_layers * config.selects,
     }
     return {
         "context": request.context,

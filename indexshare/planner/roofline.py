@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from indexshare.config import ModelConfig
-from indexshare.config.layers import INDEX_KEYS
+from indexshare.config.layers import INDEX_KEYS, attention_table
 from indexshare.planner.flops import Work, prefill_flops, token_flops
 from indexshare.planner.formats import WeightFormat, stream_row_bytes
 from indexshare.planner.hardware import Machine
@@ -182,7 +182,7 @@ def _cache_reads(config: ModelConfig, context: int, rows: int, cache: str, *, fu
     """Bytes of latents and of index keys that `rows` tokens of one sequence read, over all layers."""
     streams = cache_bytes(config, row_bytes=lambda stream: stream_row_bytes(stream, cache)).streams
     per_token = sum(size for name, size in streams.items() if name != INDEX_KEYS)
-    choosing = 0 if full_attention else max(0, min(rows, context - config.index_topk))
+    choosing = 0 if full_attention or not config.selects else max(0, min(rows, context - config.index_topk))
     read = min(context, choosing * config.index_topk) if choosing else context
     return read * per_token, context * streams.get(INDEX_KEYS, 0) if choosing else 0
 
@@ -193,9 +193,8 @@ def activation_bytes(config: ModelConfig, tokens: int, element_bytes: int = 2) -
     The inputs of every product and norm, the queries, what was attended, the experts' inner rows; logits are made in
     chunks and not kept.
     """
-    heads, inner = config.num_attention_heads, config.moe_intermediate_size
-    attention = 3 * config.hidden_size + 2 * config.q_lora_rank + 2 * config.latent_dim
-    attention += heads * (2 * config.qk_head_dim + 2 * config.latent_dim + config.kv_lora_rank + config.v_head_dim)
+    inner = config.moe_intermediate_size
+    attention = 3 * config.hidden_size + attention_table(config).kept_values(config)
     used = config.num_experts_per_tok + config.n_shared_experts
     sparse = 2 * config.hidden_size + config.num_experts_per_tok * config.hidden_size + 4 * used * inner
     dense = 2 * config.hidden_size + 4 * config.intermediate_size

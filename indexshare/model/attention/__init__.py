@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from indexshare.config import ModelConfig
 from indexshare.model.attention.base import Attention
+from indexshare.model.attention.grouped import GroupedQuery
 from indexshare.model.attention.mla import MLA
 
 Build = Callable[[ModelConfig, int, int], Attention]
@@ -33,3 +34,4 @@ def build_attention(config: ModelConfig, layer: int, source: int) -> Attention:
 
 
 register("mla", MLA)
+register("gqa", GroupedQuery)

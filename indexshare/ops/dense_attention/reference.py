@@ -1,6 +1,7 @@
 """Causal attention as its formula reads: float32, one query at a time. Compare every fast path with this.
 
-Shape letters: Q queries, T keys, B sequences, S their length, A heads, X query/key width, V value width.
+Shape letters: Q queries, T keys, B sequences, S their length, A heads, G heads of keys and values, X query/key width,
+V value width.
 """
 
 from __future__ import annotations
@@ -15,14 +16,15 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, first: int, scale: float) -
     """Causal attention of consecutive queries over all keys before them.
 
     Args:
-        q: `[Q, A, X]`, the queries at positions `first .. first+Q-1`; k: `[T, A or 1, X]`; v: `[T, A or 1, V]`.
+        q: `[Q, A, X]`, the queries at positions `first .. first+Q-1`; k: `[T, G, X]`; v: `[T, G, V]`. Each of the G
+            heads serves A / G heads of queries, which lie together.
         scale: softmax scale.
 
     Returns:
         `[Q, A, V]` in the dtype of q.
     """
     dtype, heads = wide(q.dtype), q.shape[1]
-    k_wide, v_wide = (t.to(dtype).expand(-1, heads, -1) for t in (k, v))
+    k_wide, v_wide = (t.to(dtype).repeat_interleave(heads // t.shape[1], dim=1) for t in (k, v))
     out = torch.zeros(*q.shape[:2], v.shape[-1], dtype=dtype, device=q.device)
     for row in range(q.shape[0]):
         stop = first + row + 1

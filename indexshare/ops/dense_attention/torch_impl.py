@@ -17,15 +17,20 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, first: int, scale: float) -
         v = F.pad(v, (0, k.shape[-1] - v.shape[-1]))
     elif k.shape[-1] < v.shape[-1]:
         q, k = (F.pad(t, (0, v.shape[-1] - t.shape[-1])) for t in (q, k))
-    q_h, k_h, v_h = (t.transpose(0, 1)[None] for t in (q, k, v))
-    k_h, v_h = (t.expand(-1, q.shape[1], -1, -1) for t in (k_h, v_h))
+    groups, heads = k.shape[1], q.shape[1]
+    if groups in (1, heads):
+        q_h, k_h, v_h = (t.transpose(0, 1)[None] for t in (q, k, v))
+        k_h, v_h = (t.expand(-1, heads, -1, -1) for t in (k_h, v_h))
+    else:  # a group is a sequence of its own, whose heads read one key
+        q_h = q.transpose(0, 1).unflatten(0, (groups, -1))
+        k_h, v_h = (t.transpose(0, 1)[:, None].expand(-1, heads // groups, -1, -1) for t in (k, v))
     if first == 0 and q.shape[0] == k.shape[0]:
         out = F.scaled_dot_product_attention(q_h, k_h, v_h, is_causal=True, scale=scale)
     elif q.shape[0] == 1:
         out = F.scaled_dot_product_attention(q_h, k_h[:, :, : first + 1], v_h[:, :, : first + 1], scale=scale)
     else:
         out = torch.cat([_masked(q_h, k_h, v_h, first, c, scale) for c in _mask_chunks(q.shape[0], k.shape[0])], dim=2)
-    return out[0].transpose(0, 1)[..., :width]
+    return out.flatten(0, 1).transpose(0, 1)[..., :width]
 
 
 def _mask_chunks(queries: int, keys: int) -> list[slice]:

@@ -236,8 +236,8 @@ def test_names_and_configurations_that_do_not_exist(tmp_path: Path) -> None:
     edit_config(folder, indx_topk=4)
     with pytest.raises(ValueError, match=r"indx_topk.*did you mean"):
         load_model(folder)
-    (folder / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(ValueError, match="model_type is 'llama'"):
+    (folder / "config.json").write_text('{"model_type": "gptj"}')
+    with pytest.raises(ValueError, match="model_type is 'gptj'"):
         load_model(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):

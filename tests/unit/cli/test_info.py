@@ -69,12 +69,23 @@ def test_directories_that_hold_no_model(run: Callable[..., Any], tmp_path: Path)
     assert "has no config.json" in run("info", tmp_path).err
     (tmp_path / "config.json").write_text("{")
     assert "not valid JSON" in run("info", tmp_path).err
-    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    assert "model_type is 'llama'" in run("info", tmp_path).err
-    assert "model_type is 'llama'" in run("info", tmp_path / "config.json").err
+    (tmp_path / "config.json").write_text('{"model_type": "gptj"}')
+    assert "model_type is 'gptj'" in run("info", tmp_path).err
+    assert "model_type is 'gptj'" in run("info", tmp_path / "config.json").err
 
 
 def test_a_configuration_file_is_described(run: Callable[..., Any], model_dir: Path) -> None:
     facts = json.loads(run("info", model_dir / "config.json", "--json").out)
     assert facts["source"] == "configuration file"
     assert facts["pattern"] == "FFFSSS"
+
+
+def test_a_dense_model(run: Callable[..., Any], tmp_path: Path) -> None:
+    sizes = {"model_type": "llama", "num_hidden_layers": 4, "num_attention_heads": 8, "num_key_value_heads": 2}
+    (tmp_path / "config.json").write_text(json.dumps(sizes | {"hidden_size": 64, "intermediate_size": 96}))
+    shown = run("info", tmp_path).out
+    assert "4, all of which attend to every token" in shown
+    assert "8 heads, 2 of keys and values, 8 wide" in shown
+    facts = json.loads(run("info", tmp_path, "--json").out)
+    assert (facts["index_topk"], facts["full_layers"], facts["routed_experts"]) == (None, [], 0)
+    assert set(facts["cache_bytes_per_token"]["bfloat16"]) >= {"keys", "values"}

@@ -64,7 +64,7 @@ def test_misleading_head_dim_is_ignored() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "llama"}, "implements"),
+        ({"model_type": "gptj"}, "implements"),
         ({"scoring_func": "softmax"}, "scoring_func"),
         ({"hidden_act": "gelu"}, "hidden_act"),
         ({"index_topk": 0}, "positive integer"),
