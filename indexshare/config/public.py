@@ -208,6 +208,7 @@ def check_ids(data: Mapping[str, Any]) -> None:
 
 
 def is_list_of_words(value: Any) -> bool:
+    """Whether it is a list of strings."""
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
