@@ -31,7 +31,12 @@ from indexshare.cli.streams import complain, drop_output, open_streams
 from indexshare.cli.tokenize import tokenize
 from indexshare.cli.train import train
 from indexshare.cli.verify import verify
-from indexshare.config.environment import Environment, ignore_useless_columns, read_environment
+from indexshare.config.environment import (
+    Environment,
+    ignore_useless_columns,
+    let_waiting_threads_sleep,
+    read_environment,
+)
 
 EXIT_USER_ERROR = 2
 
@@ -63,6 +68,7 @@ def run(argv: Sequence[str] | None, interrupted: Callable[[], bool]) -> int:
     try:
         open_streams()
         ignore_useless_columns()
+        let_waiting_threads_sleep()
         environment = read_environment()
         if environment.cpu_level:
             from indexshare.ops.native import limit_level

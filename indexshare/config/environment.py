@@ -71,6 +71,16 @@ def prefix_directory(variables: Mapping[str, str] | None = None) -> Path:
     return base / "indexshare" / "prefixes"
 
 
+def let_waiting_threads_sleep() -> None:
+    """Have OpenMP's threads sleep after about a millisecond of waiting, not after a hundred, unless the user said how.
+
+    One that waits on its core where another program has work loses its turn, and has none when there is something to
+    do. To be called before torch is imported: GNU OpenMP, which torch brings on Linux, reads it when it loads.
+    """
+    if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = "20000"
+
+
 def ignore_useless_columns() -> None:
     """Forget `COLUMNS=0`, which some editors and schedulers set where they know no width: it would be taken for one."""
     if os.environ.get("COLUMNS", "").strip("0") == "":

@@ -28,7 +28,7 @@ _HERE = Path(__file__).parent
 _log = logging.getLogger(__name__)
 PACKAGE = _HERE.parent
 _COMPILERS = ("c++", "g++", "clang++")
-_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-pthread", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi")
 _BUILD_SECONDS = 300
 
 
@@ -201,7 +201,7 @@ def _compile(compiler: str, scratch: Path, level: Level, *, threads: bool) -> Pa
     library = scratch / "library.so"
     undefined = ("-Wl,-undefined,dynamic_lookup",) if sys.platform == "darwin" else ()
     link = subprocess.run(
-        [compiler, "-shared", *undefined, *map(str, objects), "-o", str(library)],
+        [compiler, "-shared", "-pthread", *undefined, *map(str, objects), "-o", str(library)],
         capture_output=True, text=True, timeout=_BUILD_SECONDS, check=False,
     )  # fmt: skip
     if link.returncode:

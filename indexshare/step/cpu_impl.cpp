@@ -1,4 +1,4 @@
-// One decode step of the whole trunk in one parallel region: a few new tokens, each of its own sequence or neighbours.
+// One decode step of the whole trunk, by all threads together: a few new tokens, each of its own sequence or neighbours.
 //
 // A layer is a sequence of phases, each divided into tasks; whoever finishes a phase's last task does the little that
 // must happen once (norms, rotations, routing). Activations are rounded to the model's type where the torch path rounds them.
@@ -105,6 +105,7 @@ void Step<T>::prepare_scratch() {
         s.panel.resize(std::max(s.panel.size(), panel));
         s.attention.reserve(m.heads, latent_width() / DEPTH<T>, latent_format);
         s.keys.prepare(key_format, LANES);
+        s.number = thread;
         s.phase = 0;
     }
 }
@@ -129,7 +130,6 @@ void Step<T>::prepare() {
         phases[i].next = phases[i].done = 0;
         phases[i].complete = false;
     }
-    arrivals = 0;
     for (int64_t i = 0; i < n; ++i) std::copy_n((const T*)m.embedding + b->ids[i] * m.hidden, m.hidden, x.row(i));
     if (b->states) join();
     else norm_for(0);
@@ -183,16 +183,16 @@ int Step<T>::run(const Batch& batch) {
         if (batch.ids[i] < 0 || batch.ids[i] >= m.vocabulary) return 2;
     }
     prepare();
-#pragma omp parallel num_threads((int)batch.threads)
-    {
-        Scratch<T>& s = *scratch[arrivals.fetch_add(1)];
+    team = &Team::of_process();
+    team->run(batch.threads, phases, [this](int64_t number) {
+        Scratch<T>& s = *scratch[number];
         mix(s);
         for (int64_t layer = 0; layer < m.num_layers; ++layer) {
             attention(layer, s);
             feed_forward(layer, s);
         }
         logits(s);
-    }
+    });
     return 0;
 }
 

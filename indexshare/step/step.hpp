@@ -1,16 +1,14 @@
 // What one decode step works on: activations shared by all threads, scratch memory of one, and how work is divided.
 #pragma once
 
-#include <atomic>
 #include <initializer_list>
-#include <memory>
-#include <thread>
 
 #include "../ops/experts/choose.hpp"
 #include "../ops/indexer/whole_scores.hpp"
 #include "../ops/sparse_mla/head_lanes.hpp"
 #include "model.hpp"
 #include "products.hpp"
+#include "team.hpp"
 
 namespace indexshare {
 
@@ -27,7 +25,7 @@ struct Scratch {
     RowReader<T> keys;               // of a pool of index keys
     Lines<uint32_t> panel;           // of packed index keys
     AttentionScratch<T> attention;
-    int64_t phase = 0;
+    int64_t number = 0, phase = 0;   // of the thread, and of the phase that it comes to next
 };
 
 // Rows of a sequence's pool one after the other, across its blocks.
@@ -57,18 +55,6 @@ struct Stretch {
     int64_t row, part, begin, end;
 };
 
-// Work of a phase is handed out task by task, so that a slow thread does less; which thread did what changes nothing.
-struct alignas(64) Phase {
-    std::atomic<int64_t> next{0}, done{0};
-    std::atomic<bool> complete{false};
-};
-
-inline void relax() {
-#if defined(__x86_64__)
-    __builtin_ia32_pause();
-#endif
-}
-
 template <class T>
 class Step {
    public:
@@ -81,7 +67,6 @@ class Step {
 
    private:
     static constexpr int64_t LEAST_STRETCH = 64, MOST_STRETCHES = 16;
-    static constexpr int64_t SPINS = 10000;  // some hundred microseconds
     const ModelWeights m;
     const Batch* b = nullptr;
     int64_t n = 0;  // rows
@@ -116,9 +101,9 @@ class Step {
     std::vector<int64_t> experts_in_use;            // of each layer, see `divide`; `used` is the latest layer's
     RoutingScratch routing_scratch;
 
-    std::unique_ptr<Phase[]> phases;
+    std::shared_ptr<Phase[]> phases;
     std::vector<std::unique_ptr<Scratch<T>>> scratch;
-    std::atomic<int> arrivals{0};
+    Team* team = nullptr;
 
     int64_t columns() const { return round_up(m.rank, 2 * LANES); }
     int64_t latent_width() const { return m.rank + m.rope; }
@@ -173,10 +158,7 @@ class Step {
             after();
             phase.complete.store(true, std::memory_order_release);
         }
-        for (int64_t spins = 0; !phase.complete.load(std::memory_order_acquire); ++spins) {
-            if (spins < SPINS) relax();
-            else std::this_thread::yield();
-        }
+        team->await(phase, s.number);
     }
 
     // The same over stretches of the rows of several matrices: work(which matrix, first row, count).

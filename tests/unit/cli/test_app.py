@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import indexshare
+from indexshare.cli import main
 from indexshare.config.environment import Environment, read_environment
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -146,3 +147,14 @@ def test_the_environment_is_parsed(value: str, expected: bool) -> None:
 def test_a_setting_is_never_ignored_in_silence(variables: dict[str, str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_environment(variables)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, "20000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)]
+)
+def test_waiting_threads_sleep_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    assert main(["models"]) == 0
+    assert os.environ.get("GOMP_SPINCOUNT") == expected
