@@ -43,7 +43,7 @@ class LoadReport:
     Attributes:
         directory: where the files were.
         tensors: stored tensors that filled the model, FP8 scales not counted.
-        dequantized: how many of them were block FP8.
+        dequantized: how many of them were block FP8, or packed in a GGUF file.
         bytes_read: bytes read from the files.
         converted: number of tensors by type change, e.g. `{"float32 -> bfloat16": 4}`.
         dropped: stored tensors that were not used, with the reason.
@@ -202,9 +202,9 @@ def _read_all(filler: _Filler, matching: Matching, report: LoadReport) -> None:
     for match in sorted(matching.matches, key=lambda m: (m.stored.file, m.stored.begin)):
         dtype = filler.place(match)
         report.tensors += 1
-        report.dequantized += match.scale is not None
-        if dtype != match.stored.dtype:
-            change = f"{_type_name(match.stored.dtype)} -> {_type_name(dtype)}"
+        report.dequantized += match.scale is not None or bool(match.stored.packed)
+        if match.stored.packed or dtype != match.stored.dtype:
+            change = f"{match.stored.kind} -> {_type_name(dtype)}"
             report.converted[change] = report.converted.get(change, 0) + 1
     for pair in matching.repeats:
         require_equal(filler.reader, pair)
@@ -236,7 +236,8 @@ def load_model(
     the trunk's. Tensors are read one at a time into their place, so that memory peaks near the model's size.
 
     Args:
-        name_or_dir: name of a shipped model, or a directory with `config.json` and safetensors files.
+        name_or_dir: name of a shipped model, a directory with `config.json` and safetensors files, or a GGUF file of a
+            dense model (packed types need the extra `gguf`).
         dtype: type of the parameters; `None` takes the checkpoint's. The correction bias stays float32.
         device: where the parameters live.
         config_overrides: `ModelConfig` fields to change, e.g. `{"num_nextn_predict_layers": 0}` to leave the

@@ -17,12 +17,13 @@ from typing import Any, BinaryIO
 
 import torch
 
+from indexshare.checkpoint.gguf_tensors import decoded, read_gguf_directory
+from indexshare.checkpoint.stored import CHUNK_BYTES, StoredTensor
 from indexshare.checkpoint.values import narrowed
 from indexshare.config.arguments import shown
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
-CHUNK_BYTES = 16 * 2**20  # what a read or a write holds besides the tensor itself
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -33,18 +34,6 @@ _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _LONGEST_NAME = 255  # bytes of a file's name
 _MAX_SIZE, _MAX_DIMENSIONS = 2**63 - 1, 64  # of torch
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """Where one tensor lies: `begin` and `end` are byte positions in the file."""
-
-    name: str
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    begin: int
-    end: int
 
 
 def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -183,12 +172,15 @@ def _sharded(directory: Path) -> dict[str, StoredTensor]:
 
 
 def read_directory(directory: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a model directory by name: `model.safetensors`, or the shards its index names.
+    """Every tensor of a model directory by name: `model.safetensors`, the shards its index names, or a GGUF file.
 
     Raises:
         ValueError: no weights, two competing sets of weights, an index that disagrees with its shards,
             a tensor stored twice, or a damaged file.
     """
+    in_gguf = read_gguf_directory(directory)
+    if in_gguf is not None:
+        return in_gguf
     single, index = directory / SINGLE_FILE, directory / INDEX_FILE
     if index.is_file():
         if single.is_file() and SINGLE_FILE not in set(_read_index(index).values()):
@@ -242,10 +234,16 @@ class TensorReader:
 
     def read(self, stored: StoredTensor) -> torch.Tensor:
         """The whole tensor in its stored type, on the CPU."""
+        if stored.packed or stored.heads:
+            return torch.cat(list(self._decoded(stored)))
         result = torch.empty(math.prod(stored.shape), dtype=stored.dtype)
         if result.numel():
             self._fill(stored, 0, result)
         return result.reshape(stored.shape)
+
+    def _decoded(self, stored: StoredTensor) -> Iterator[torch.Tensor]:
+        self.bytes_read += stored.end - stored.begin
+        return decoded(stored)
 
     def read_into(self, stored: StoredTensor, target: torch.Tensor) -> Iterator[torch.Tensor]:
         """Fill `target` (contiguous, any floating type and device), yielding each finished piece of it, flat.
@@ -256,6 +254,9 @@ class TensorReader:
         assert tuple(target.shape) == stored.shape
         assert target.is_contiguous()
         flat = target.view(-1)
+        if stored.packed or stored.heads:
+            yield from _copied(flat, self._decoded(stored))
+            return
         step = max(CHUNK_BYTES // stored.dtype.itemsize, 1)
         direct = target.dtype == stored.dtype and target.device.type == "cpu"
         buffer = None if direct else torch.empty(min(step, flat.numel()), dtype=stored.dtype)
@@ -267,6 +268,16 @@ class TensorReader:
                 self._fill(stored, first, buffer[: piece.numel()])
                 piece.copy_(buffer[: piece.numel()])
             yield piece
+
+
+def _copied(flat: torch.Tensor, pieces: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Fill a flat tensor with pieces one after the other."""
+    first = 0
+    for values in pieces:
+        piece = flat[first : first + values.numel()]
+        piece.copy_(values.reshape(-1))
+        first += values.numel()
+        yield piece
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,9 +66,18 @@ def prefix_directory(variables: Mapping[str, str] | None = None) -> Path:
 
     That folder is `XDG_CACHE_HOME` where it is an absolute path, as its specification wants, else `~/.cache`.
     """
+    return _cache_folder(variables) / "prefixes"
+
+
+def gguf_directory(variables: Mapping[str, str] | None = None) -> Path:
+    """Where descriptions of models in GGUF files are kept: `indexshare/gguf` in the same folder."""
+    return _cache_folder(variables) / "gguf"
+
+
+def _cache_folder(variables: Mapping[str, str] | None) -> Path:
     home = (os.environ if variables is None else variables).get("XDG_CACHE_HOME", "")
     base = Path(home) if os.path.isabs(home) else Path.home() / ".cache"
-    return base / "indexshare" / "prefixes"
+    return base / "indexshare"
 
 
 def let_waiting_threads_sleep() -> None:

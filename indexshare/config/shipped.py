@@ -3,6 +3,7 @@
 import difflib
 from pathlib import Path
 
+from indexshare.config.gguf_unpacked import SUFFIX, unpacked
 from indexshare.config.model import ModelConfig
 from indexshare.config.presets import PRESETS, preset
 
@@ -18,7 +19,7 @@ def shipped_models() -> dict[str, Path]:
 
 
 def model_directory(name_or_dir: str | Path) -> Path:
-    """The folder that a name or path stands for: a shipped model's name first, then a directory.
+    """The folder that a name or path stands for: a shipped model's name first, then a directory or a GGUF file.
 
     The folder of a training run stands for its `model/`. A directory that is called like a shipped model is reached as
     `./nano`.
@@ -37,7 +38,9 @@ def model_directory(name_or_dir: str | Path) -> Path:
             raise ValueError(f"{path} has no {CONFIG_FILE}; {_what_is_there(path)}")
         return path
     if path.is_file():
-        raise ValueError(f"{path} is a file; expected a model directory with a {CONFIG_FILE}")
+        if path.suffix == SUFFIX:
+            return unpacked(path)
+        raise ValueError(f"{path} is a file; expected a model directory with a {CONFIG_FILE}, or a {SUFFIX} file")
     if not str(name_or_dir):
         raise ValueError(f"the model's name is empty; expected a shipped model ({', '.join(shipped)}) or a directory")
     near = difflib.get_close_matches(str(name_or_dir), shipped, n=1)
@@ -59,10 +62,10 @@ def _what_is_there(path: Path) -> str:
 
 
 def find_config(model: str) -> tuple[ModelConfig, str, Path | None]:
-    """Configuration of a shipped model, a directory, a config file or a preset (in this order).
+    """Configuration of a shipped model, a directory, a GGUF or config file, or a preset (in this order).
 
     Returns:
-        The configuration, which of the four it is, and the folder with the weights if there is one.
+        The configuration, which of them it is, and the folder with the weights if there is one.
 
     Raises:
         ValueError: none of them; the nearest name is given.
@@ -70,6 +73,9 @@ def find_config(model: str) -> tuple[ModelConfig, str, Path | None]:
     shipped, path = shipped_models(), Path(model)
     if model in shipped:
         return ModelConfig.load(shipped[model]), "shipped model", shipped[model]
+    if path.is_file() and path.suffix == SUFFIX:
+        directory = unpacked(path)
+        return ModelConfig.load(directory), "GGUF file", directory
     if path.is_file():
         return ModelConfig.load(path), "configuration file", None
     if path.exists():
