@@ -25,6 +25,7 @@ from indexshare.cli.generate import generate
 from indexshare.cli.info import info
 from indexshare.cli.models import models
 from indexshare.cli.plan import plan
+from indexshare.cli.rl import rl
 from indexshare.cli.score import score
 from indexshare.cli.shell import shell_completion
 from indexshare.cli.streams import complain, drop_output, open_streams
@@ -53,6 +54,7 @@ def build_app() -> App:
     )
     for verb in (complete, generate, score, tokenize, models, info, plan, verify, train, curve, export, bench, cache):
         app.command(verb)
+    app.command(rl)
     app.command(doctor)
     app.command(evaluate, name="eval")
     app.command(shell_completion)
