@@ -27,10 +27,8 @@ class ReadingBar(AbstractContextManager["ReadingBar"]):
     """A bar on standard error while the prompt is read, gone when the first token comes; terminals only."""
 
     def __init__(self) -> None:
-        self._progress = progress_line(
-            "reading", "{task.completed:,.0f} of {task.total:,.0f} tokens, {task.fields[rate]}"
-        )
-        self._task = self._progress.add_task("", total=1, rate="")
+        self._progress = progress_line("reading", "{task.fields[read]}")
+        self._task = self._progress.add_task("", total=1, read="the first tokens")
         self._began = time.perf_counter()
 
     def __enter__(self) -> ReadingBar:
@@ -43,7 +41,8 @@ class ReadingBar(AbstractContextManager["ReadingBar"]):
     def __call__(self, done: int, total: int) -> None:
         """Show that `done` of `total` prompt tokens are read."""
         rate = done / max(time.perf_counter() - self._began, 1e-9)
-        self._progress.update(self._task, completed=done, total=total, rate=f"{rate:,.0f} tokens/s")
+        read = f"{done:,} of {total:,} tokens, {rate:,.0f} tokens/s"
+        self._progress.update(self._task, completed=done, total=total, read=read)
         if done == total:
             self.stop()
 
@@ -105,9 +104,11 @@ def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
     passes = stats.index_passes_run + stats.index_passes_saved
     known = f", {stats.cached_tokens:,} of them from the cache" if stats.cached_tokens else ""
     saved = f" ({stats.index_passes_saved / passes:.0%} saved)" if passes else ""
+    # The first token comes out of the prefill, so that one alone has no rate.
+    rate = f", {stats.decode_tokens_per_s:,.1f} tokens/s" if stats.completion_tokens > 1 else ""
     return [
         f"{context}{known}; prefill {stats.prefill_s:.1f} s, {stats.prefill_tokens_per_s:,.0f} tokens/s; "
-        f"{plural(stats.completion_tokens, 'token')} written, {stats.decode_tokens_per_s:,.1f} tokens/s",
+        f"{plural(stats.completion_tokens, 'token')} written{rate}",
         f"index passes {stats.index_passes_run:,} run, {stats.index_passes_saved:,} spared{saved}; "
         f"{stats.share_attended:.1%} of tokens attended; peak memory {size(peak_memory_bytes())}",
     ]

@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from indexshare.cli import measuring
 from indexshare.cli.complete import encode_context
+from indexshare.cli.streaming import ReadingBar
 from indexshare.repository.context import PackedContext, PackedFile
 from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header
 
@@ -32,6 +35,22 @@ def test_streamed_text_equals_the_json_text(run: Run, model_dir: Path) -> None:
     assert "tokens/s" in streamed.err
     assert "peak memory" in streamed.err
     assert "tokens/s" not in streamed.out
+
+
+def test_a_single_token_has_no_rate(run: Run, model_dir: Path) -> None:
+    cost = run("generate", "def f(x):", "--model", model_dir, "--max-tokens", 1).err
+    assert "1 token written\n" in cost
+
+
+def test_the_reading_bar_shows_no_count_before_it_has_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    terminal = Console(file=shown, force_terminal=True, width=80)
+    monkeypatch.setattr(measuring, "console", lambda *, stderr: terminal)
+    with ReadingBar() as bar:
+        before = shown.getvalue()
+        bar(2048, 7939)
+    assert "of 1" not in before
+    assert "2,048 of 7,939 tokens" in shown.getvalue()
 
 
 def test_several_prompts_give_what_each_gives_alone(run: Run, model_dir: Path, tmp_path: Path) -> None:
