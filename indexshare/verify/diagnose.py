@@ -134,6 +134,11 @@ class Diagnostician:
                 "made for another model"
             )
         check_length(config, len(observation.token_ids))
+        if observation.shows_draft and not config.num_nextn_predict_layers:
+            raise ValueError(
+                f"{observation.program} gives predictions of a draft layer, and the model has none; leave out its "
+                "draft_logprobs"
+            )
         if not bool(observation.logprobs.isfinite().all()):
             raise ValueError(f"{observation.program} gave log-probabilities that are not finite numbers")
         self._forward, self._observation, self._progress = forward, observation, progress
@@ -144,7 +149,7 @@ class Diagnostician:
 
     def diagnose(self) -> Diagnosis:
         """Compare, and explain what differs."""
-        observation, draft = self._observation, self._observation.draft_rows is not None
+        observation, draft = self._observation, self._observation.shows_draft
         trace = self._run(RIGHT, len(self._ids), draft)
         if not bool(trace.logits.isfinite().all()):
             raise ValueError("the model's own logits are not finite numbers: check the directory by itself first")
@@ -230,10 +235,19 @@ class Diagnostician:
             parts.append(_rms(observation.rows[:length] - rows))
         else:
             parts.append(_rms(observation.logprobs[: length - 1] - of_tokens(rows, observation.token_ids[:length])))
-        if observation.draft_rows is not None and trace.draft_logits is not None:
-            drafts = _rms(observation.draft_rows[: length - 1] - trace.draft_logits.log_softmax(-1))
+        if observation.shows_draft and trace.draft_logits is not None:
+            drafts = self._draft_difference(trace.draft_logits.log_softmax(-1), length)
             parts = [drafts] if drafting else [max(parts[0], drafts)]
         return parts[0]
+
+    def _draft_difference(self, rows: Tensor, length: int) -> float:
+        """The same over the draft layer's first step, whose rows are `[length - 1, V]`."""
+        observation = self._observation
+        if observation.draft_rows is not None:
+            return _rms(observation.draft_rows[: length - 1] - rows)
+        assert observation.draft_logprobs is not None
+        given = of_tokens(rows, observation.token_ids[1:length])
+        return _rms(observation.draft_logprobs[: length - 2] - given)
 
 
 def _rms(difference: Tensor) -> float:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from indexshare.cache.view import InFlightView
 from indexshare.engine.llm import LLM
 from indexshare.engine.params import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
@@ -90,8 +91,19 @@ def ask_ourselves(model: GlmMoeDsa, token_ids: Sequence[int], *, written: int = 
         logprobs += [token.logprob for token in output.logprobs or ()]
     precision = str(next(model.parameters()).dtype).removeprefix("torch.")
     return Observation(
-        program="indexshare", token_ids=tuple(ids), logprobs=torch.tensor(logprobs), precision=precision
+        program="indexshare", token_ids=tuple(ids), logprobs=torch.tensor(logprobs), precision=precision,
+        draft_rows=_drafts(model, ids) if model.mtp is not None else None,
     )  # fmt: skip
+
+
+@torch.no_grad()
+def _drafts(model: GlmMoeDsa, token_ids: Sequence[int]) -> Tensor:
+    """Log-probabilities `[S - 1, V]` of the draft layer's first step over a text."""
+    assert model.mtp is not None
+    ids = torch.tensor(token_ids, device=model.embed_tokens.weight.device)
+    hidden = model.trunk(ids, InFlightView([len(ids)]))
+    drafted = model.mtp(model.embed_tokens(ids[1:]), hidden[:-1], InFlightView([len(ids) - 1]))
+    return model.logits(drafted.hidden).float().log_softmax(-1).cpu()
 
 
 def require(package: str) -> None:

@@ -92,6 +92,22 @@ def test_a_server_that_shows_too_little(run: Callable[..., Any], model_dir: Path
     assert "answered 404: no such model; it has faulty, not 'other' (--model-name)" in said
 
 
+@pytest.mark.parametrize("name", ["draft-halves-swapped", "draft-hidden-before-norm", "draft-norm-missing", None])
+def test_what_a_draft_layer_said(run: Callable[..., Any], tmp_path: Path, name: str | None) -> None:
+    model = load_model("pico", dtype="float32")  # trained norms: with weights of one the second norm hides the first
+    forward, ids = PlainForward(model.config, model.state_dict()), list(range(5, 150))
+    how = next((h.on(RIGHT) for h in HYPOTHESES if h.name == name), RIGHT)
+    trace = forward(torch.tensor(ids), how, draft=True)
+    assert trace.draft_logits is not None
+    said = of_tokens(trace.logits.log_softmax(-1), ids).tolist()
+    drafted = of_tokens(trace.draft_logits.log_softmax(-1), ids[1:]).tolist()
+    file = tmp_path / "text.json"
+    file.write_text(json.dumps({"token_ids": ids, "logprobs": said, "draft_logprobs": [None, None, *drafted]}))
+    result = run("verify", "pico", "--logprobs", file, "--json")
+    assert result.code == (0 if name is None else 1)
+    assert [found["name"] for found in json.loads(result.out)["found"]] == ([] if name is None else [name])
+
+
 def test_a_program_run_by_hand(run: Callable[..., Any], model_dir: Path, tmp_path: Path) -> None:
     file = tmp_path / "text.json"
     result = run("verify", model_dir, "--write-ids", file, "--tokens", 40)

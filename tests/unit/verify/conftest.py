@@ -12,7 +12,7 @@ from indexshare.config.presets import preset
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.verify.conventions import HYPOTHESES, RIGHT, Hypothesis
 from indexshare.verify.forward import PlainForward
-from indexshare.verify.observation import Observation
+from indexshare.verify.observation import Observation, of_tokens
 
 BY_NAME = {h.name: h for h in HYPOTHESES}
 
@@ -45,7 +45,10 @@ def observe(
     trace = forward(ids, how, draft=draft or any(fault.place == "draft" for fault in faults))
     rows = None if trace.draft_logits is None else trace.draft_logits.log_softmax(-1)
     seen = Observation.of_logits("planted", ids.tolist(), trace.logits, draft_rows=rows, layers=tuple(trace.layers))
-    return dataclasses.replace(seen, rows=None, layers=None) if scalars else seen
+    if not scalars:
+        return seen
+    drafts = None if rows is None else of_tokens(rows, ids.tolist()[1:])
+    return dataclasses.replace(seen, rows=None, layers=None, draft_rows=None, draft_logprobs=drafts)
 
 
 @pytest.fixture(scope="session")

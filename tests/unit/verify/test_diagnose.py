@@ -13,7 +13,7 @@ from indexshare.verify.diagnose import Diagnostician
 from indexshare.verify.forward import PlainForward
 from indexshare.verify.observation import read_logprobs
 from indexshare.verify.others import ask_ourselves
-from tests.unit.verify.conftest import BY_NAME, observe
+from tests.unit.verify.conftest import BY_NAME, observe, small_model
 
 
 @pytest.mark.parametrize("name", [h.name for h in HYPOTHESES])
@@ -86,6 +86,15 @@ def test_a_file_of_log_probabilities(tmp_path: Path, forward: PlainForward, toke
     assert [h.name for h in found.found] == ["dense-fallback"]
 
 
+def test_a_draft_layer_that_the_model_does_not_have(tmp_path: Path) -> None:
+    model = small_model(num_nextn_predict_layers=0)
+    file = tmp_path / "other.json"
+    text = {"token_ids": [1] * 20, "logprobs": [-1] * 19, "draft_logprobs": [-1] * 18}
+    file.write_text(json.dumps(text))
+    with pytest.raises(ValueError, match="the model has none; leave out its draft_logprobs"):
+        Diagnostician(PlainForward(model.config, model.state_dict()), read_logprobs(file))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -100,6 +109,12 @@ def test_a_file_of_log_probabilities(tmp_path: Path, forward: PlainForward, toke
         ('{"token_ids": [1, 2, 3], "logprobs": 5}', "expected 2 log-probabilities, .* and got 5"),
         ('{"token_ids": [1, -2, 3], "logprobs": []}', "at least two ids"),
         ("[" * 100_000, "is not JSON"),
+        ('{"token_ids": [1, 2], "logprobs": [-1], "draft_logprobs": []}', "at least three tokens; it has 2"),
+        (
+            '{"token_ids": [1, 2, 3], "logprobs": [-1, -1], "draft_logprobs": [-1, -1]}',
+            "expected 1 draft_logprobs, .*two",
+        ),
+        ('{"token_ids": [1, 2, 3], "logprobs": [-1, -1], "draft_logprobs": [1]}', "one of token 2 .* is 1"),
     ],
 )
 def test_files_that_are_not_right(tmp_path: Path, text: str, message: str) -> None:
