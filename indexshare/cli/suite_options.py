@@ -135,13 +135,19 @@ class SuiteOptions:
     tokens
         Most held-out tokens that the prices (at each length) and `draft` score: 65,536 unless given.
     files
-        Most files that `held-out` and `repository` score, drawn by the seed: all, and 24, unless given.
+        Most files that `held-out` and `repository` score, drawn by the seed, and that `draft` continues: all, 24 and 12
+        unless given.
     context
-        Tokens of context for `repository`: 16,384, or what the model reads, unless given.
+        Tokens of context for `repository`: 16,384, or what the model reads, unless given. For what `draft` continues:
+        1,024.
     seed
         Of the generated texts and of the choice of files.
     max_tokens
         Longest context of `held-out`, 8,192 or what the model reads unless given; longer files are scored in stretches.
+    temperatures
+        At which `draft` lets drafts be verified, separated by commas.
+    drafts
+        Tokens that `draft` lets be guessed in a round.
     """
 
     lengths: str | None = None
@@ -153,6 +159,8 @@ class SuiteOptions:
     context: int | None = None
     seed: int = 0
     max_tokens: int | None = None
+    temperatures: str = "0,1"
+    drafts: int = 4
 
     def settings(self, asked: QuestionOptions) -> SuiteSettings:
         """The suites' form of these options; ValueError for lists that are none."""
@@ -172,6 +180,8 @@ class SuiteOptions:
             answers=asked.answers,
             answer_tokens=asked.answer_tokens,
             parallel=asked.parallel,
+            temperatures=parse_temperatures(self.temperatures),
+            drafts=self.drafts,
         )
 
 
@@ -184,3 +194,11 @@ def parse_lengths(text: str | None) -> tuple[int, ...] | None:
     if not all(number.isascii() and number.isdigit() for number, _ in numbers):
         raise ValueError(f"--lengths is {text!r}; expected numbers of tokens separated by commas: 2048,8192 or 2K,8K")
     return tuple(int(number) * unit for number, unit in numbers)
+
+
+def parse_temperatures(text: str) -> tuple[float, ...]:
+    """The numbers of a comma-separated list; ValueError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"--temperatures is {text!r}; expected numbers separated by commas: 0,0.5,1") from None

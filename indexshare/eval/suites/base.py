@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from indexshare.eval.bootstrap import Estimate, Interval
+from indexshare.eval.draft_rounds import DEFAULT_DRAFTS, DEFAULT_TEMPERATURES
 from indexshare.eval.forward import ATTENTION, Progress
 from indexshare.eval.paired import Paired
 from indexshare.eval.subject import Subject
@@ -39,6 +40,8 @@ class SuiteSettings:
         answers: file in which answers to long questions are kept, and from which they are taken.
         answer_tokens: most tokens of such an answer.
         parallel: long questions at a time.
+        temperatures: at which drafts are verified.
+        drafts: tokens guessed in a round.
     """
 
     lengths: tuple[int, ...] | None = None
@@ -54,6 +57,8 @@ class SuiteSettings:
     answers: Path | None = None
     answer_tokens: int | None = None
     parallel: int = 1
+    temperatures: tuple[float, ...] = DEFAULT_TEMPERATURES
+    drafts: int = DEFAULT_DRAFTS
 
 
 class Stage(Protocol):

@@ -70,7 +70,7 @@ def test_suites_as_json(model: str, text: str, capsys: pytest.CaptureFixture[str
         assert row["length"] == 400 and 0 <= row["worst_depth"] <= row["value"] <= 1
     assert len(facts["repository"]["by_file"]) == 2 and len(facts["draft"]["agreement"]) == 2
     assert [line.split(":")[0] for line in captured.err.splitlines()] == [
-        "prices", "held-out", "needle", "recall", "repository", "draft",
+        "prices", "held-out", "needle", "recall", "repository", "draft", "rounds of drafts",
     ]  # fmt: skip
 
 
