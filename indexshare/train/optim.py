@@ -116,7 +116,10 @@ class MixedOptimizer:
         masters = {n: master for n, (_, master) in self._pairs.items()}
         adam, muon = _groups(masters, config, optim)
         self._adam = torch.optim.AdamW(adam, betas=optim.betas, fused=True)
-        self._muon = Muon(muon, lr=optim.muon_lr, momentum=optim.momentum) if muon else None
+        # A machine that emulates bfloat16 trains in float32; its products in bfloat16 would take longer than the rest.
+        precision = {p.dtype for _, p in named if p.ndim >= 2}
+        products = torch.bfloat16 if torch.bfloat16 in precision else torch.float32
+        self._muon = Muon(muon, lr=optim.muon_lr, momentum=optim.momentum, ns_dtype=products) if muon else None
 
     @property
     def _optimizers(self) -> list[torch.optim.Optimizer]:

@@ -21,13 +21,13 @@ from indexshare.config.fields import check_fields
 from indexshare.config.model import ModelConfig
 from indexshare.config.shipped import model_directory, shipped_models
 from indexshare.data.corpus import STANDARD_LIBRARY, TextFolder, anywhere
-from indexshare.planner.machine import cpu_features, peak_memory_bytes
+from indexshare.planner.machine import peak_memory_bytes
 from indexshare.text.files import GENERATED_FOLDERS
 from indexshare.train.checkpoint import NAME, PREVIOUS
 from indexshare.train.history import training_record
 from indexshare.train.objectives import Balance, Draft, Indexer, NextToken, Objective
 from indexshare.train.optim import OptimConfig, Schedule
-from indexshare.train.recipe import PreparedData, Recipe, prepare
+from indexshare.train.recipe import PreparedData, Recipe, fast_dtype, prepare
 from indexshare.train.stages import Stage, index_share
 from indexshare.train.trainer import Trainer
 from indexshare.train.workers import compute_threads
@@ -251,7 +251,7 @@ def prepare_run(asked: OwnText, folder: Path, *, device: str = "cpu", always_mea
         ValueError: no text or too little of it, no such model, or another plan in the folder.
     """
     kept = _kept_plan(asked, folder)
-    dtype = _dtype(device) if kept is None else kept.dtype
+    dtype = fast_dtype(device) if kept is None else kept.dtype
     first = kept or Plan(asked=asked, updates=1, length=asked.length or _SHORTEST_ROWS, dtype=dtype)
     data = prepare(first.recipe(), folder / "data")
     plan = kept or Plan(asked=asked, updates=1, length=_row_length(asked, data), dtype=dtype)
@@ -282,11 +282,6 @@ def _kept_plan(asked: OwnText, folder: Path) -> Plan | None:
             f"on from its model: --start {folder / 'model'})"
         )
     return plan
-
-
-def _dtype(device: str) -> Literal["bfloat16", "float32"]:
-    """bfloat16 where the machine computes in it; emulated on other processors, it takes three times as long."""
-    return "bfloat16" if device != "cpu" or cpu_features().get("avx512_bf16", False) else "float32"
 
 
 def _row_length(asked: OwnText, data: PreparedData) -> int:

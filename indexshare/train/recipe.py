@@ -16,6 +16,7 @@ from indexshare.data.corpus import TokenCorpus
 from indexshare.data.packages import TrainingText
 from indexshare.data.sources import Material, Mixture, make_source, source_names, weight_of
 from indexshare.data.splitting import Document, Split
+from indexshare.planner.machine import cpu_features
 from indexshare.text.files import SkippedFile, describe_skipped, plural
 from indexshare.text.tokenizer import SPECIAL_TOKENS, Tokenizer, train_bpe
 from indexshare.train.stages import Stage
@@ -37,7 +38,8 @@ class Recipe:
         stages_before: how many stages of another run came before these; batches and rotary positions are then those
             of that run's next stages.
         keep: names of stages after which the model is also written, to `stages/NAME` in the run's folder.
-        dtype: of the model's parameters and products; float32 master copies are kept in any case.
+        dtype: of the model's parameters and products; float32 master copies are kept in any case. `auto` is what
+            `fast_dtype` says where the run begins, and the model is written in bfloat16.
         held_out_windows: rows of held-out text in each evaluation.
         evaluate_every: updates between evaluations.
         evaluate_first: whether to evaluate before the first update too.
@@ -52,7 +54,7 @@ class Recipe:
     ancestor: str | Path | None = None
     stages_before: int = 0
     keep: tuple[str, ...] = ()
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     held_out_windows: int = 32
     evaluate_every: int = 50
     evaluate_first: bool = False
@@ -225,6 +227,11 @@ def _check_sides(split: Split) -> None:
             copies = plural(split.near_copies, "file")
             why = f": {copies} would have been, but training has most of the lines; add text, or leave the copies out"
         raise ValueError(f"nothing is held out to measure on{why}")
+
+
+def fast_dtype(device: str) -> Literal["bfloat16", "float32"]:
+    """bfloat16 where the machine computes in it; emulated on other processors, it takes three times as long."""
+    return "bfloat16" if device != "cpu" or cpu_features().get("avx512_bf16", False) else "float32"
 
 
 def missing_ancestor(recipe: Recipe) -> str | Path | None:

@@ -39,11 +39,12 @@ def export(trainer: Trainer, directory: Path) -> Path:
     The record of a run that started from another's model holds that one's record too, under `ancestor`.
     """
     _keep_companions(trainer)
-    save_model(trainer.model, directory)
+    save_model(trainer.model, directory, dtype="bfloat16" if trainer.recipe.dtype == "auto" else None)
     trainer.data.tokenizer.save(directory)
     record = {
         "recipe": trainer.recipe.name,
         "seed": trainer.recipe.seed,
+        "dtype": trainer.dtype,
         "steps": trainer.step,
         "tokens": trainer.tokens,
         **trainer.history.record(),

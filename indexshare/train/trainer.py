@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from indexshare.train.evaluate import held_out_bits_per_byte
 from indexshare.train.history import History
 from indexshare.train.objectives import part_of
 from indexshare.train.optim import MixedOptimizer, is_indexer
-from indexshare.train.recipe import PreparedData, Recipe, start_directory
+from indexshare.train.recipe import PreparedData, Recipe, fast_dtype, start_directory
 from indexshare.train.stages import Stage
 from indexshare.train.steps import train_batch
 from indexshare.train.workers import Workers
@@ -45,6 +45,7 @@ class Trainer:
     ) -> None:
         self.recipe, self.directory, self.data, self.device = recipe, directory, data, device
         self.stage_index, self.stage_step, self.step, self.tokens = 0, 0, 0, 0
+        self.dtype: Literal["bfloat16", "float32"] = fast_dtype(device) if recipe.dtype == "auto" else recipe.dtype
         self._workers = Workers(workers)
         self.notes: list[str] = []  # about what was found in the folder, for people
         self.saved_step: int | None = None  # of the newest checkpoint
@@ -61,7 +62,7 @@ class Trainer:
         """Those of the model that the recipe starts from, with an indexer in every layer; None for random ones."""
         if self.recipe.start is None:
             return None
-        model = load_model(start_directory(self.recipe), dtype=self.recipe.dtype, device=self.device)
+        model = load_model(start_directory(self.recipe), dtype=self.dtype, device=self.device)
         return every_indexer(model.state_dict(), model.config.share_plan)
 
     @property
@@ -187,6 +188,8 @@ class Trainer:
                 )
         self.stage_step, self.step, self.tokens = position["stage_step"], position["step"], position["tokens"]
         self.saved_step = self.step
+        if self.recipe.dtype == "auto":
+            self.dtype = _dtype_of(saved["model"])
         self._enter_stage(saved["model"])
         begun = self.stage_index + 1
         self.history = History(saved["history"]) if "history" in saved else History.assumed(self.recipe, begun)
@@ -199,7 +202,7 @@ class Trainer:
         """Build the stage's model from the weights of the one before, its optimizer and its data stream."""
         config = self.recipe.stage_model(self.stage)
         model = GlmMoeDsa(config).initialise(self.recipe.seed)  # which layers that join keep
-        model = model.to(device=self.device, dtype=getattr(torch, self.recipe.dtype))
+        model = model.to(device=self.device, dtype=getattr(torch, self.dtype))
         if weights is not None:
             self._load(model, weights)
         for name, parameter in model.named_parameters():
@@ -232,3 +235,9 @@ class Trainer:
             return False
         before = self.recipe.stage_model(self.recipe.stages[self.stage_index - 1]).num_hidden_layers
         return int(name.split(".")[1]) >= before
+
+
+def _dtype_of(weights: dict[str, Tensor]) -> Literal["bfloat16", "float32"]:
+    """What a checkpoint's matrices are in: a run goes on in the type that it began in, on any machine."""
+    matrix = next(tensor for tensor in weights.values() if tensor.ndim >= 2)
+    return "bfloat16" if matrix.dtype == torch.bfloat16 else "float32"

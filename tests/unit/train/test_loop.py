@@ -26,6 +26,7 @@ from indexshare.train.objectives import Balance, Draft
 from indexshare.train.optim import MixedOptimizer, is_indexer
 from indexshare.train.progress import MetricsFile, Reporter, duration
 from indexshare.train.recipe import Recipe, prepare
+from indexshare.train.record import export
 from indexshare.train.stages import pretrain
 from indexshare.train.trainer import Trainer
 from tests.unit.train.conftest import write_sources
@@ -153,6 +154,25 @@ def test_all_four_stages_make_a_model(dtype: str, make_recipe: MakeRecipe, tmp_p
     record = json.loads((folder / "training.json").read_text())
     assert (record["recipe"], record["steps"], record["tokens"], len(record["stages"])) == ("toy", STEPS, 1024, 4)
     assert record["data"]["train_files"] + record["data"]["held_out_files"] == 24
+
+
+def test_a_run_trains_in_the_type_of_the_machine_it_began_on(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emulated bfloat16 is avoided; going on elsewhere changes nothing; the model is written in bfloat16."""
+    recipe = make_recipe(dtype="auto")
+    for begun, other in (("float32", "bfloat16"), ("bfloat16", "float32")):
+        monkeypatch.setattr(training, "fast_dtype", lambda device, begun=begun: begun)
+        trainer = trainer_of(recipe, tmp_path / begun)
+        trainer.advance()
+        trainer.save()
+        monkeypatch.setattr(training, "fast_dtype", lambda device, other=other: other)
+        again = trainer_of(recipe, tmp_path / begun)
+        assert again.dtype == trainer.dtype == begun
+        assert again.model.embed_tokens.weight.dtype == getattr(torch, begun)
+        record = json.loads((export(again, tmp_path / begun / "model") / "training.json").read_text())
+        assert record["dtype"] == begun
+        assert load_model(tmp_path / begun / "model").embed_tokens.weight.dtype == torch.bfloat16
 
 
 def test_layers_join_later_with_initial_weights(make_recipe: MakeRecipe, tmp_path: Path) -> None:

@@ -79,6 +79,12 @@ EXPECTED = {
 }
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_muon_multiplies_in_the_type_of_the_model(model_config: ModelConfig, dtype: torch.dtype) -> None:
+    optimizer = MixedOptimizer(_model(model_config, dtype), model_config, OptimConfig())
+    assert optimizer._muon is not None and optimizer._muon._ns_dtype == dtype
+
+
 def test_what_goes_where(model_config: ModelConfig) -> None:
     found = _settings(MixedOptimizer(_model(model_config), model_config, RATES))
     assert {name: found[name] for name in EXPECTED} == EXPECTED
