@@ -66,8 +66,11 @@ class BenchOptions:
     kernel_context: int | None = None
     threads: int | None = None
 
-    def settings(self, context: int) -> BenchSettings:
-        """For a model made for `context` positions, with what was not given filled in."""
+    def settings(self, context: int, *, selects: bool = True) -> BenchSettings:
+        """For a model made for `context` positions, with what was not given filled in.
+
+        One that attends to everything has no kernels of the selection, and no other forms.
+        """
         import torch
 
         from indexshare.measure.report import PARTS, VARIANTS, BenchSettings
@@ -78,8 +81,8 @@ class BenchOptions:
             decode_tokens=self.decode_tokens,
             repeats=self.repeats,
             budget_s=self.budget,
-            parts=self.parts or PARTS,
-            variants=self.variants or VARIANTS,
+            parts=self.parts or (PARTS if selects else tuple(part for part in PARTS if part != "kernels")),
+            variants=self.variants or (VARIANTS if selects else VARIANTS[:1]),
             kernel_context=min(_KERNEL_CONTEXT, context) if self.kernel_context is None else self.kernel_context,
             threads=torch.get_num_threads() if self.threads is None else self.threads,
         )
@@ -113,7 +116,9 @@ def bench(
     from indexshare.measure.subject import Subject
 
     subject = Subject.find(model, dtype, *(cache or CacheOptions()).names)
-    settings = (options or BenchOptions()).settings(subject.config.max_position_embeddings)
+    settings = (options or BenchOptions()).settings(
+        subject.config.max_position_embeddings, selects=subject.config.selects
+    )
     with MeasuringBar() as bar:
         report = run_bench(subject, settings, shlex.join(["indexshare", *sys.argv[1:]]), bar)
     if json:

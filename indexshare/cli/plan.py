@@ -174,8 +174,10 @@ def _show(
             ("  active per token", count(facts["parameters_active"])),
             ("weights", size(facts["weight_bytes"]["total"])),
             ("cache per token", f"{cache[request.cache]:,} bytes, {size(facts['cache_bytes'][request.cache])} in all"),
-            ("operations per token", f"{flops['shared'] / 1e9:,.3g} G; with an indexer in every layer "
-                                     f"{flops['unshared'] / 1e9:,.3g} G, {flops['ratio']:.2f} times as many"),
+            ("operations per token", f"{flops['shared'] / 1e9:,.3g} G" + (
+                f"; with an indexer in every layer {flops['unshared'] / 1e9:,.3g} G, {flops['ratio']:.2f} times as many"
+                if config.selects else ""
+            )),
             ("  counted", flops["counting"]),
             ("training, 8,192 tokens at a time", size(sum(facts["training_bytes"].values()))),
         ],

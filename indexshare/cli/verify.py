@@ -256,7 +256,14 @@ def _load(directory: Path, probe: Probe) -> tuple[GlmMoeDsa, PlainForward]:
     from indexshare.verify.probe import probe_length
 
     overrides = {} if probe.topk is None else {"index_topk": probe.topk}
-    probe_length(ModelConfig.load(directory).replace(**overrides), probe.tokens)
+    config = ModelConfig.load(directory)
+    kind = config.variant.attention.kind
+    if kind != "mla":
+        raise ValueError(
+            f"{directory} has attention of the kind {kind!r}; verify compares programs on models with latent attention "
+            "('mla'), and checks any directory by itself"
+        )
+    probe_length(config.replace(**overrides), probe.tokens)
     loaded = load_model(directory, dtype="float32", config_overrides=overrides)
     return loaded, PlainForward(loaded.config, loaded.state_dict())
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from indexshare import ops
 from indexshare.config import ModelConfig
+from indexshare.config.grouped import settings_of
 from indexshare.engine.llm import LLM
 from indexshare.engine.params import SamplingParams
 from indexshare.measure.operands import AttentionOperands, IndexOperands
@@ -47,6 +48,8 @@ class Check:
 
 def check_operations(config: ModelConfig, dtype: torch.dtype) -> list[Check]:
     """Every operation that has a fast form, on random samples in the model's shapes (few experts)."""
+    if not config.selects:
+        return [*_check_grouped(config, dtype), *(_check_experts(config, dtype) if config.has_experts else ())]
     keys = 4 * config.index_topk + ROWS + 5  # more than the selection, and no round number
     index = IndexOperands.random(config, dtype, ROWS, keys)
     chosen = ops.select_topk(*index)
@@ -56,6 +59,20 @@ def check_operations(config: ModelConfig, dtype: torch.dtype) -> list[Check]:
         Check(what="sparse attention", value=_error("sparse_mla", *attention), bound=ERROR[dtype]),
         *_check_experts(config, dtype),
     ]
+
+
+def gate_context(config: ModelConfig) -> int:
+    """Tokens that `check_engine` needs room for: some more than are attended to in full, where fewer than all are."""
+    return min((config.index_topk if config.selects else ROWS) + 64, config.max_position_embeddings - 1)
+
+
+def _check_grouped(config: ModelConfig, dtype: torch.dtype) -> list[Check]:
+    """Attention of a few tokens to everything before them."""
+    own, generator, first = settings_of(config), torch.Generator().manual_seed(4), 5 * ROWS + 3
+    shapes = ((ROWS, config.num_attention_heads), *[(first + ROWS, own.kv_heads)] * 2)
+    q, k, v = (torch.randn(*shape, own.head_dim, generator=generator).to(dtype) for shape in shapes)
+    error = _error("dense_attention", q, k, v, first, own.head_dim**-0.5)
+    return [Check(what="attention", value=error, bound=ERROR[dtype])]
 
 
 def _check_selection(index: IndexOperands, chosen: Tensor, dtype: torch.dtype) -> list[Check]:
@@ -114,7 +131,8 @@ def check_engine(llm: LLM) -> Check:
     The median, because an untrained model has index scores and routes that differ by rounding only.
     """
     model = llm.model
-    prompt = _prompt(model.config, min(model.config.index_topk + 17, llm.max_context - DECODED))
+    length = gate_context(model.config) - 64 + 17
+    prompt = _prompt(model.config, min(length, llm.max_context - DECODED))
     greedy = SamplingParams(max_tokens=DECODED, temperature=0.0, ignore_eos=True, logprobs=0)
     output = llm.generate([prompt], greedy)[0]
     assert output.logprobs is not None

@@ -15,7 +15,7 @@ from indexshare import __version__, ops
 from indexshare.checkpoint.surgery import full_twin
 from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.measure.ceilings import Ceilings, ceiling_jobs, ceilings_of
-from indexshare.measure.gate import Check, check_engine, check_operations
+from indexshare.measure.gate import Check, check_engine, check_operations, gate_context
 from indexshare.measure.kernels import Kernel, KernelResult, kernel_result, kernels
 from indexshare.measure.memory import MemoryResult, measure_memory
 from indexshare.measure.runs import Run, SpeedResult, engine_for, random_prompt, request, speed_result
@@ -85,6 +85,8 @@ class BenchSettings:
                 f"--lengths {max(self.lengths)} and {self.decode_tokens} tokens after it need {longest} positions; "
                 f"{subject.name} was made for {context}"
             )
+        if "kernels" in self.parts and not subject.config.selects:
+            raise ValueError(f"{subject.name} attends to everything: it has no kernels of a selection; leave them out")
         if "kernels" in self.parts and self.kernel_context <= subject.config.index_topk:
             raise ValueError(
                 f"--kernel-context is {self.kernel_context}; {subject.name} selects {subject.config.index_topk} keys, "
@@ -127,8 +129,8 @@ class BenchReport:
                 "dtype": str(self.subject.dtype).removeprefix("torch."),
                 "cache_dtype": self.subject.cache_dtype,
                 "index_cache_dtype": self.subject.index_cache_dtype,
-                "pattern": config.share_plan.pattern,
-                "index_topk": config.index_topk,
+                "pattern": config.share_plan.pattern if config.selects else None,
+                "index_topk": config.index_topk if config.selects else None,
             },
             "settings": vars(self.settings) | {"prefill_chunk": PREFILL_CHUNK},
             "operations": [*ops.explain(), native_step.explain()],
@@ -183,7 +185,7 @@ def run_bench(subject: Subject, settings: BenchSettings, command: str, teller: T
     model: GlmMoeDsa | None = None
     if "speed" in settings.parts:
         model = subject.load()
-        context = min(subject.config.index_topk + 64, subject.config.max_position_embeddings - 1)
+        context = gate_context(subject.config)
         report.gate.append(check_engine(engine_for(model, context, 1)))
     teller.end()
     if report.failed:

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from indexshare.config import ModelConfig
+from indexshare.config.layers import indexer_layers
 from indexshare.config.share_plan import SharePlan
+from indexshare.config.variant import GroupedAttention
 from indexshare.planner.flops import Work, prefill_flops, token_flops
 from indexshare.planner.formats import stream_row_bytes
 from indexshare.planner.memory import cache_bytes_per_token, count_parameters
@@ -55,7 +57,7 @@ def sharing_ratios(config: ModelConfig, context: int) -> dict[str, float]:
 def claims(config: ModelConfig) -> list[Claim]:
     """The statements, for a configuration of GLM-5.2's kind; for another model they show how it differs."""
     counts, layers = count_parameters(config), config.num_hidden_layers
-    full = len(config.share_plan.full_layers)
+    full = len(indexer_layers(config))
     billions = f"{counts.trunk / 1e9:,.1f} B, {counts.total / 1e9:,.1f} B with the draft layer"
     return [
         Claim(said="744 B parameters", follows=billions, agrees=round(counts.trunk / 1e9) in (743, 744)),
@@ -70,8 +72,8 @@ def claims(config: ModelConfig) -> list[Claim]:
         *_layers(config),
         Claim(
             said="an indexer in a quarter of the layers",
-            follows=f"{full} of {layers}, {layers / full:.2f} layers each",
-            agrees=abs(layers / full - 4) < 0.5,
+            follows=f"{full} of {layers}, {layers / full:.2f} layers each" if full else "none",
+            agrees=full > 0 and abs(layers / full - 4) < 0.5,
         ),
         *_flops(config),
         *_cache(config),
@@ -79,9 +81,10 @@ def claims(config: ModelConfig) -> list[Claim]:
 
 
 def _layers(config: ModelConfig) -> list[Claim]:
-    layers = config.num_hidden_layers
+    layers, kind = config.num_hidden_layers, config.variant.attention
     dense = [layer for layer in range(layers) if not config.is_moe(layer)]
-    alternating = config.replace(mlp_layer_types=tuple("dense" if n % 2 == 0 else "sparse" for n in range(layers)))
+    kinds = tuple("dense" if n % 2 == 0 else "sparse" for n in range(layers))
+    alternating = config.replace(model_type="glm_moe_dsa", mlp_layer_types=kinds)  # any kind of layers
     other = count_parameters(alternating).trunk / 1e9
     shown = f"dense: {', '.join(map(str, dense)) or 'none'}; experts in the other {layers - len(dense)}"
     return [
@@ -92,10 +95,17 @@ def _layers(config: ModelConfig) -> list[Claim]:
         ),
         Claim(
             said="8 query heads to each key/value head (grouped-query attention)",
-            follows=f"latent attention: {config.num_attention_heads} heads read one row of {config.latent_dim} values",
-            agrees=False,
+            follows=_heads(config),
+            agrees=isinstance(kind, GroupedAttention) and kind.kv_heads * 8 == config.num_attention_heads,
         ),
     ]  # fmt: skip
+
+
+def _heads(config: ModelConfig) -> str:
+    kind, heads = config.variant.attention, config.num_attention_heads
+    if isinstance(kind, GroupedAttention):
+        return f"{heads} heads of queries, {kind.kv_heads} of keys and values"
+    return f"latent attention: {heads} heads read one row of {config.latent_dim} values"
 
 
 def _flops(config: ModelConfig) -> list[Claim]:

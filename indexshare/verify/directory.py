@@ -66,7 +66,7 @@ def check_directory(directory: Path, progress: Callable[[int, int], None] | None
 
 def _idle(config: ModelConfig) -> Iterator[Finding]:
     """Whether the indexers are ever run."""
-    if config.index_topk >= config.max_position_embeddings:
+    if config.selects and config.index_topk >= config.max_position_embeddings:
         says = (
             f"index_topk {config.index_topk} is not below the context of {config.max_position_embeddings}: no indexer "
             "ever chooses, every text is attended in full"
