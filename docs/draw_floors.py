@@ -48,7 +48,7 @@ def wrapped(text: str, most: int) -> list[str]:
 
 def box(room: str, what: str, x: float, y: float, width: float) -> list[str]:
     """One room."""
-    kind = "facts" if room in FACTS else "people" if room in ("cli", "measure", "verify", "eval") else "tensors"
+    kind = "facts" if room in FACTS else "people" if room in ("cli", "measure", "verify", "sharing", "eval") else "tensors"
     fill = COLOURS[kind]
     parts = [f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{ROW}" rx="6" fill="{fill}" stroke="#999"/>']
     parts.append(f'<text class="name" x="{x + 10:.0f}" y="{y + 21:.0f}">{escape(room)}</text>')

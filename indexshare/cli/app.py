@@ -24,6 +24,7 @@ from indexshare.cli.export import export
 from indexshare.cli.generate import generate
 from indexshare.cli.info import info
 from indexshare.cli.models import models
+from indexshare.cli.overlap import overlap
 from indexshare.cli.plan import plan
 from indexshare.cli.rl import rl
 from indexshare.cli.score import score
@@ -55,6 +56,7 @@ def build_app() -> App:
     for verb in (complete, generate, score, tokenize, models, info, plan, verify, train, curve, export, bench, cache):
         app.command(verb)
     app.command(rl)
+    app.command(overlap)
     app.command(doctor)
     app.command(evaluate, name="eval")
     app.command(shell_completion)
