@@ -14,6 +14,7 @@ PICTURE = ROOT / "docs" / "floors.svg"
 WIDTH, LEFT, ROW, GAP = 1120, 70, 62, 10
 COLOURS = {"facts": "#e8f1e4", "tensors": "#e6eef8", "people": "#fbeedd"}
 FACTS = {"config", "text", "planner", "data", "repository"}
+PEOPLE = {"cli", "measure", "verify", "sharing", "eval"}
 STYLE = (
     "text{font-family:system-ui,sans-serif;fill:#222}.name{font-size:16px;font-weight:600}"
     ".what{font-size:11.5px}.floor{font-size:13px;fill:#777}"
@@ -48,7 +49,7 @@ def wrapped(text: str, most: int) -> list[str]:
 
 def box(room: str, what: str, x: float, y: float, width: float) -> list[str]:
     """One room."""
-    kind = "facts" if room in FACTS else "people" if room in ("cli", "measure", "verify", "sharing", "eval") else "tensors"
+    kind = "facts" if room in FACTS else "people" if room in PEOPLE else "tensors"
     fill = COLOURS[kind]
     parts = [f'<rect x="{x:.0f}" y="{y:.0f}" width="{width:.0f}" height="{ROW}" rx="6" fill="{fill}" stroke="#999"/>']
     parts.append(f'<text class="name" x="{x + 10:.0f}" y="{y + 21:.0f}">{escape(room)}</text>')
