@@ -28,6 +28,7 @@ from indexshare.cli.overlap import overlap
 from indexshare.cli.plan import plan
 from indexshare.cli.rl import rl
 from indexshare.cli.score import score
+from indexshare.cli.search import search
 from indexshare.cli.shell import shell_completion
 from indexshare.cli.streams import complain, drop_output, open_streams
 from indexshare.cli.tokenize import tokenize
@@ -57,6 +58,7 @@ def build_app() -> App:
         app.command(verb)
     app.command(rl)
     app.command(overlap)
+    app.command(search)
     app.command(doctor)
     app.command(evaluate, name="eval")
     app.command(shell_completion)

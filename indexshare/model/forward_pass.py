@@ -23,6 +23,7 @@ class ForwardPass:
         limit: queries with at most this much context attend to everything.
         selector: chooses in place of the one that the model has, if any is given.
         observer: is offered each layer's activations.
+        reusing: layers that take the incoming selection although they have an indexer: another plan, on trial.
     """
 
     view: BatchView
@@ -30,6 +31,7 @@ class ForwardPass:
     limit: int
     selector: Selector | None = None
     observer: Observer | None = None
+    reusing: frozenset[int] = frozenset()
 
     @property
     def shows_attention(self) -> bool:

@@ -103,7 +103,14 @@ class Sampler(Observer):
 
 @torch.no_grad()
 def look_at(model: GlmMoeDsa, window: Tensor, queries: Tensor, look: Callable[[Seen], None]) -> None:
-    """Run the model over one window, int64 `[T]`, and show `look` what its layers did for the queries."""
+    """Run the model over one window, int64 `[T]`, and show `look` what its layers did for the queries.
+
+    Raises:
+        ValueError: attention of a kind that shows nothing.
+    """
+    kind = model.config.variant.attention.kind
+    if kind != "mla":
+        raise ValueError(f"what layers attend to is measured in latent attention (mla); this model's is {kind!r}")
     device = model.embed_tokens.weight.device
     ids = window.to(device)
     model.trunk(ids, InFlightView([ids.numel()], device), observer=Sampler(queries.to(device), look))

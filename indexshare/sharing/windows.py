@@ -52,7 +52,9 @@ def take_windows(
 
 
 def check_window(config: ModelConfig, length: int) -> None:
-    """Refuse (ValueError) windows that the model does not read, or in which nothing is selected."""
+    """Refuse (ValueError) windows that the model does not read, or in which nothing is selected; and such models."""
+    if not config.selects:
+        raise ValueError("the model attends to everything and has no indexers; take a checkpoint with an indexer")
     context, topk = config.max_position_embeddings, config.index_topk
     if not topk < length <= context:
         why = "the model's context" if length > context else "up to which everything is attended, so nothing is chosen"

@@ -41,7 +41,7 @@ class GroupedQuery(Attention):
 
     def forward(self, x: Tensor, pass_: ForwardPass, selection: Selection | None) -> tuple[Tensor, Selection]:
         self._write(x, pass_)
-        if self.indexer is not None:
+        if self.indexer is not None and self.layer not in pass_.reusing:
             selection, _ = self.indexer(x, x, pass_)
         elif not self.selects:
             selection = everything(x, pass_) if selection is None else selection

@@ -54,7 +54,7 @@ class MLA(Attention):
         latents = self.latents(x, pass_.rope)
         pass_.view.write(self.layer, LATENTS, latents)
         tensors: IndexTensors | None = None
-        if self.indexer is not None:
+        if self.indexer is not None and self.layer not in pass_.reusing:
             selection, tensors = self.indexer(x, q_latent, pass_)
         selection = self.inherited(selection)
         if pass_.observer is not None and pass_.shows_attention:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from indexshare.cache.view import InFlightView
+from indexshare.config.presets import preset
+from indexshare.config.variant import Everything, GroupedAttention, Variant
 from indexshare.data.splitting import Document
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import AttentionRecord, Observer
@@ -17,6 +19,7 @@ from indexshare.sharing.sampled import sample_queries
 from indexshare.sharing.state_file import StateFile
 from indexshare.sharing.windows import check_window, take_windows
 from indexshare.text.tokenizer import train_bpe
+from tests.unit.sharing.conftest import noisy
 
 
 class Keep(Observer):
@@ -105,8 +108,6 @@ def test_health_by_the_formula(full_model: GlmMoeDsa, windows: Tensor) -> None:
 
 
 def test_dead_heads_and_ties_are_seen(full_config, windows: Tensor) -> None:  # type: ignore[no-untyped-def]
-    from tests.unit.sharing.conftest import noisy
-
     model = noisy(full_config)
     with torch.no_grad():
         model.layers[2].self_attn.indexer.weights_proj.weight[0] = 0.0
@@ -197,3 +198,15 @@ def test_reports_are_plain_values(full_model: GlmMoeDsa, windows: Tensor) -> Non
     facts = json.loads(json.dumps(report_facts(report)))
     assert facts["pattern"] == "FFFFFF" and facts["full"] == [0, 1, 2, 3, 4, 5]
     assert facts["recall"][0][0][1] is None
+
+
+def test_other_kinds_of_attention_are_refused() -> None:
+    attention = GroupedAttention(kv_heads=2, head_dim=12)
+    whole = Variant(attention=attention, selection=Everything())
+    config = preset("tiny").replace(num_attention_heads=16, variant=Variant(attention=attention))
+    dense = config.replace(variant=whole, num_nextn_predict_layers=0, indexer_types=("full",) * 6)
+    with pytest.raises(ValueError, match="attends to everything and has no indexers"):
+        check_window(dense, 40)
+    grouped = GlmMoeDsa(config).initialise(0).eval()
+    with pytest.raises(ValueError, match="latent attention"):
+        measure_overlap(grouped, torch.zeros(1, 40, dtype=torch.int64))
