@@ -18,6 +18,7 @@ from indexshare.cli.bench import bench
 from indexshare.cli.cache import cache
 from indexshare.cli.complete import complete
 from indexshare.cli.curve import curve
+from indexshare.cli.distill import distill
 from indexshare.cli.doctor import doctor
 from indexshare.cli.evaluate import evaluate
 from indexshare.cli.export import export
@@ -59,6 +60,7 @@ def build_app() -> App:
     app.command(rl)
     app.command(overlap)
     app.command(search)
+    app.command(distill)
     app.command(doctor)
     app.command(evaluate, name="eval")
     app.command(shell_completion)

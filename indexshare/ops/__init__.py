@@ -4,7 +4,7 @@ Every operation has a reference (float32, reads like the formula) and faster imp
 Callers take the operation from here; `registry` says how an implementation is chosen, `operations` which there are.
 """
 
-from indexshare.ops.indexer.kl_rows import KLRows
+from indexshare.ops.indexer.kl_rows import KLRows, Teacher
 from indexshare.ops.operations import (
     apply_rope,
     causal_attention,
@@ -12,6 +12,7 @@ from indexshare.ops.operations import (
     encode_rows,
     experts,
     indexer_kl,
+    indexer_kl_mean,
     layer_norm,
     linear_cross_entropy,
     linear_overlap,
@@ -32,6 +33,7 @@ __all__ = [
     "KLRows",
     "Operation",
     "Status",
+    "Teacher",
     "apply_rope",
     "causal_attention",
     "dense_attention",
@@ -41,6 +43,7 @@ __all__ = [
     "force",
     "forced",
     "indexer_kl",
+    "indexer_kl_mean",
     "layer_norm",
     "linear_cross_entropy",
     "linear_overlap",

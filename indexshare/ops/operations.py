@@ -83,6 +83,7 @@ wide_linear = Operation(
     _cpu("rows.cpu_impl", "wide_linear", "wide_linear_unsupported"), _torch("rows.torch_impl", "wide_linear"),
 )  # fmt: skip
 indexer_kl = Operation(indexer.indexer_kl, REFERENCE, _torch("indexer.loss", "indexer_kl"))
+indexer_kl_mean = Operation(indexer.indexer_kl_mean, REFERENCE, _torch("indexer.loss", "indexer_kl_mean"))
 linear_cross_entropy = Operation(
     loss.linear_cross_entropy, REFERENCE, _torch("loss.torch_impl", "linear_cross_entropy"),
 )  # fmt: skip

@@ -205,10 +205,10 @@ class MixedOptimizer:
                     p.copy_(master)
 
 
-def _rate_name(row: LayerTensor | None, optim: OptimConfig) -> str:
-    """The setting with a parameter's rate; of one that the table of layers does not have, the plain one."""
+def _rate_name(name: str, row: LayerTensor | None, optim: OptimConfig) -> str:
+    """The setting with a parameter's rate; of one that the table of layers lacks, the indexer's or the plain one."""
     if row is None:
-        return "adam_lr"
+        return "indexer_lr" if is_indexer(name) else "adam_lr"
     if row.is_orthogonal and optim.muon_lr > 0:
         return "muon_lr"
     return "router_lr" if row.role is Role.ROUTER else "indexer_lr" if row.part == "indexer" else "adam_lr"
@@ -225,7 +225,7 @@ def _groups(
     by_kind: dict[tuple[str, bool], list[Tensor]] = {}
     muon = []
     for name, master in masters.items():
-        rate = _rate_name(rows.get(name), optim)
+        rate = _rate_name(name, rows.get(name), optim)
         if rate == "muon_lr":
             muon.append(_group([master], optim, rate, decays=True) | {"split": _muon_split(rows[name])})
         else:

@@ -179,7 +179,7 @@ def _stage(config: ModelConfig, updates: int, length: int, rate: float, record: 
     if config.num_nextn_predict_layers:
         objectives += (Draft(steps=2),)
     batch = _ROWS * length
-    reach = _reach(record, config)
+    reach = position_reach(record, config)
     return index_share(
         config.share_plan,
         name="own_text",
@@ -191,13 +191,15 @@ def _stage(config: ModelConfig, updates: int, length: int, rate: float, record: 
         mixture={"text": 1.0},
         objectives=objectives,
         optim=OptimConfig(
-            muon_lr=rate * _peak(record, "muon_lr"), adam_lr=rate * _peak(record, "adam_lr"), indexer_lr=rate * _INDEXER
+            muon_lr=rate * peak_rate(record, "muon_lr"),
+            adam_lr=rate * peak_rate(record, "adam_lr"),
+            indexer_lr=rate * _INDEXER,
         ),
         schedule=Schedule(kind="cosine", warmup=0.05, final=0.05),
     )
 
 
-def _reach(record: Mapping[str, Any], config: ModelConfig) -> int:
+def position_reach(record: Mapping[str, Any], config: ModelConfig) -> int:
     """Positions that the last stage of the model's own training spread its rows over; 0 for none, or not known.
 
     Rows stay spread like that, or the far distances that the model has learned would be forgotten.
@@ -206,7 +208,7 @@ def _reach(record: Mapping[str, Any], config: ModelConfig) -> int:
     return min(int(stages[-1].get("position_reach", 0)), config.max_position_embeddings)
 
 
-def _peak(record: Mapping[str, Any], name: str) -> float:
+def peak_rate(record: Mapping[str, Any], name: str) -> float:
     """The highest rate that the model, and those it comes from, were trained with: what it is known to bear."""
     rates = []
     while record:

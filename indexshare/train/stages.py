@@ -35,6 +35,8 @@ class Stage:
         layers: of the trunk, from the first; None for all. The others join in a later stage with initial weights
             (stacking: Gong et al., "Efficient Training of BERT by Progressively Stacking", ICML 2019): what the first
             layers learn alone lies below those that join, where the indexers of Full layers can make use of it.
+        indexer_rank: train the indexers' matrices by low-rank products of this rank (LoRA), merged at the stage's end;
+            None for the matrices themselves.
         optim: learning rates and the like.
         schedule: of the learning rates over the stage.
     """
@@ -50,6 +52,7 @@ class Stage:
     objectives: tuple[Objective, ...] = (NextToken(), Balance())
     plan: SharePlan | None = None
     layers: int | None = None
+    indexer_rank: int | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -71,6 +74,11 @@ class Stage:
                 f"{self.sequence_length} tokens of a row"
             )
         self._check_objectives()
+        if self.indexer_rank is not None and (self.indexer_rank < 1 or not self.trains("indexer")):
+            raise ValueError(
+                f"stage {self.name!r}: indexer_rank is {self.indexer_rank}; expected 1 or more, in a stage with the "
+                "objective Indexer"
+            )
         if self.layers is not None and self.plan is not None:
             raise ValueError(f"stage {self.name!r}: layers beside a plan; leave one out, sharing needs the whole trunk")
 

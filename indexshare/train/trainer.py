@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from indexshare.adapt.low_rank import add_low_rank, is_low_rank, merged, split_low_rank
 from indexshare.checkpoint.load import load_model
 from indexshare.checkpoint.surgery import every_indexer
 from indexshare.data.batch import Batch
@@ -86,7 +87,7 @@ class Trainer:
         if self.stage_step >= self.stage.steps:
             self.stage_index, self.stage_step = self.stage_index + 1, 0
             self.history.enter(self.stage)
-            self._enter_stage(self.model.state_dict())
+            self._enter_stage(merged(self.model.state_dict()))
         stage = self.stage
         metrics = train_batch(self.model, self.optimizer, stage, self._batch(), self.stage_step, self._workers)
         metrics |= self.optimizer.clip()
@@ -203,10 +204,16 @@ class Trainer:
         config = self.recipe.stage_model(self.stage)
         model = GlmMoeDsa(config).initialise(self.recipe.seed)  # which layers that join keep
         model = model.to(device=self.device, dtype=getattr(torch, self.dtype))
+        plain, thin = split_low_rank(weights or {})
         if weights is not None:
-            self._load(model, weights)
+            self._load(model, plain)
+        rank = self.stage.indexer_rank
+        if rank is not None:
+            add_low_rank(model, rank, self.recipe.seed)
+            model.load_state_dict(thin, strict=False)  # of a checkpoint; none where the stage begins
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(self.stage.trains(part_of(name)))
+            plain_indexer = rank is not None and is_indexer(name) and not is_low_rank(name)
+            parameter.requires_grad_(self.stage.trains(part_of(name)) and not plain_indexer)
         self.model: GlmMoeDsa = model.train()
         self.optimizer = MixedOptimizer(model, config, self.stage.optim)
         seed = self.recipe.seed + _SEED_STRIDE * self._data_stage

@@ -18,3 +18,17 @@ class KLRows:
     rows: Tensor
     first: int = 0
     slots: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """One layer whose attention is learned.
+
+    `queries` `[N, A, R]` are absorbed, `latents` `[N, R]`, `scale` is that of the softmax; `weight` is the layer's part
+    in a mean over several, which add up to one.
+    """
+
+    queries: Tensor
+    latents: Tensor
+    scale: float
+    weight: float = 1.0

@@ -6,11 +6,13 @@ Shape letters: Q queries, T keys, H index heads, D index width, k selected.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from indexshare.ops.coded.rows import Rows
-from indexshare.ops.indexer.kl_rows import KLRows
+from indexshare.ops.indexer.kl_rows import KLRows, Teacher
 from indexshare.ops.precision import wide
 
 
@@ -84,4 +86,27 @@ def indexer_kl(
             visible[i, slice(group.first, row + 1) if group.slots is None else group.slots[i]] = True
         target = attention_target(queries[group.rows], latents, visible, scale)
         total = total + kl_of_scores(index_scores(q[group.rows], weights[group.rows], keys), target, visible)
+    return total
+
+
+def indexer_kl_mean(
+    q: Tensor, weights: Tensor, keys: Tensor, teachers: Sequence[Teacher], groups: list[KLRows]
+) -> Tensor:
+    """Sum over rows of `KL(mean of the teachers' attention || softmax of the index scores)`, a float32 scalar.
+
+    The mean is by the teachers' weights. Arguments as in `indexer_kl`, whose sum over the teachers, each times its
+    weight, has the same gradient (IndexCache, arXiv 2603.12201, proposition 1) and lies above this by the generalised
+    Jensen-Shannon divergence of their attention.
+    """
+    total = torch.zeros((), dtype=wide(q.dtype), device=q.device)
+    for group in groups:
+        visible = torch.zeros(group.rows.numel(), keys.shape[0], dtype=torch.bool, device=q.device)
+        for i, row in enumerate(group.rows.tolist()):
+            visible[i, slice(group.first, row + 1) if group.slots is None else group.slots[i]] = True
+        each = [
+            t.weight * attention_target(t.queries.detach()[group.rows], t.latents.detach(), visible, t.scale)
+            for t in teachers
+        ]
+        scores = index_scores(q[group.rows], weights[group.rows], keys)
+        total = total + kl_of_scores(scores, torch.stack(each).sum(0), visible)
     return total

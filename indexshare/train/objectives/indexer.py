@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from indexshare.train.objectives.base import Activations, Objective, Progress, T
 
 Keys = Literal["all", "selected"]
 Target = Literal["own", "served"]
+Form = Literal["each", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +28,12 @@ class Indexer(Objective):
 
     Attributes:
         keys: of each query: `all` earlier tokens, or the `selected` ones where it has a selection.
-        target: whose attention an indexer learns, its `own` layer's or that of all layers `served` by it: as the mean
-            of a KL for each, which has the same gradient as one to their mean (IndexCache, proposition 1).
+        target: whose attention an indexer learns, its `own` layer's or that of all layers `served` by it.
+        form: of the loss of several layers: the mean of a KL for `each`, or one KL to their `mean` attention. The
+            gradients are the same (IndexCache, proposition 1); the first is larger by what the layers disagree, and
+            needs no activations but the indexer's until the last of them.
+        layer_weights: one for each layer of the trunk, by which those that an indexer serves share in its loss; all the
+            same where there are none.
         weight: factor of the loss; with AdamW it matters only against clipping.
         stride: the loss is taken at one query in this many; its mean stays the same, its cost falls.
         with_draft: run the draft layer for its indexer's sake, in a stage where no other objective runs it.
@@ -37,6 +42,8 @@ class Indexer(Objective):
     trains = ("indexer",)
     keys: Keys = "selected"
     target: Target = "own"
+    form: Form = "each"
+    layer_weights: tuple[float, ...] = ()
     weight: float = 1.0
     stride: int = 1
     with_draft: bool = False
@@ -45,6 +52,26 @@ class Indexer(Objective):
         super().__post_init__()
         if self.stride < 1:
             raise ValueError(f"Indexer has stride {self.stride}; expected at least 1")
+        if self.target == "own" and (self.form != "each" or self.layer_weights):
+            raise ValueError("Indexer has a form or layer_weights, which are of layers served; its target is 'own'")
+
+    def check(self, *, sequence_length: int, model: ModelConfig) -> None:
+        """Weights for this model's layers, and some for every indexer."""
+        if not self.layer_weights:
+            return
+        layers, plan = model.num_hidden_layers, model.share_plan
+        if len(self.layer_weights) != layers or min(self.layer_weights) < 0:
+            raise ValueError(
+                f"has layer_weights for {len(self.layer_weights)} layers; expected {layers}, none of them negative"
+            )
+        idle = [full for full in plan.full_layers if not sum(self.layer_weights[n] for n in plan.served_by(full)) > 0]
+        if idle:
+            raise ValueError(f"has layer_weights of zero for all layers served by {idle}, whose indexers learn nothing")
+
+    def record(self) -> dict[str, Any]:
+        """Settings as plain values; those of several layers only where they are not the usual ones, as older runs."""
+        usual = {"form": "each", "layer_weights": ()}
+        return {key: value for key, value in asdict(self).items() if key not in usual or value != usual[key]}
 
     def draft_steps(self, progress: Progress, model: ModelConfig) -> int:
         """The first step has an indexer."""
@@ -77,6 +104,8 @@ class IndexerObserver(Observer):
     def __init__(self, settings: Indexer, plan: SharePlan) -> None:
         self._served, self._plan = settings.target == "served", plan
         self._all_keys, self._stride = settings.keys == "all", settings.stride
+        self._mean, self._weights = settings.form == "mean", settings.layer_weights
+        self._teachers: list[ops.Teacher] = []  # of the group at hand, for their mean
         self._index: IndexTensors | None = None  # of the last Full layer
         self.loss: Tensor | None = None
         self.rows = 0
@@ -87,19 +116,50 @@ class IndexerObserver(Observer):
             self._index = record.index
         elif not self._served:
             return
-        groups, index = self._groups(record), self._index
+        groups = self._groups(record)
+        loss = self._loss_of_mean(record, groups) if self._mean else self._loss_of_each(record, groups)
+        if loss is None:
+            return
+        self.loss = loss if self.loss is None else self.loss + loss
+
+    def _loss_of_each(self, record: AttentionRecord, groups: list[ops.KLRows]) -> Tensor:
+        """This layer's part of the mean over those that its indexer serves."""
+        index = self._index
         assert index is not None
         loss = ops.indexer_kl(index.q, index.weights, index.keys, record.queries, record.latents, groups, record.scale)
-        loss = loss / self._group_size(record)
-        self.loss = loss if self.loss is None else self.loss + loss
         if record.index is not None:
-            self.rows += sum(group.rows.numel() for group in groups)
+            self._count(groups)
+        if self._weights:
+            return loss * self._part(record)
+        return loss / len(self._learners(record))
 
-    def _group_size(self, record: AttentionRecord) -> int:
-        """Layers that learn with this one: those of the same Full layer; the draft layer is not in the plan."""
+    def _loss_of_mean(self, record: AttentionRecord, groups: list[ops.KLRows]) -> Tensor | None:
+        """The group's loss, once its last layer has come."""
+        if record.index is not None:
+            self._teachers = []
+        self._teachers.append(ops.Teacher(record.queries, record.latents, record.scale, self._part(record)))
+        if record.layer != self._learners(record)[-1]:
+            return None
+        self._count(groups)
+        index, teachers = self._index, self._teachers
+        assert index is not None
+        return ops.indexer_kl_mean(index.q, index.weights, index.keys, teachers, groups)
+
+    def _count(self, groups: list[ops.KLRows]) -> None:
+        self.rows += sum(group.rows.numel() for group in groups)
+
+    def _learners(self, record: AttentionRecord) -> tuple[int, ...]:
+        """Layers that are learned with this one: those of the same Full layer; the draft layer is not in the plan."""
         if not self._served or record.layer >= self._plan.num_layers:
-            return 1
-        return len(self._plan.served_by(record.source))
+            return (record.layer,)
+        return self._plan.served_by(record.source)
+
+    def _part(self, record: AttentionRecord) -> float:
+        """The layer's part in the loss of its group; they add up to one."""
+        learners = self._learners(record)
+        if not self._weights or len(learners) == 1:
+            return 1 / len(learners)
+        return self._weights[record.layer] / sum(self._weights[layer] for layer in learners)
 
     def _groups(self, record: AttentionRecord) -> list[ops.KLRows]:
         """Candidates of each query: everything before it, or its selection where it has one."""
