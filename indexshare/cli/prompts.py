@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from indexshare.text.tokenizer import Tokenizer
 
 _MOST_BYTES = 256_000_000  # a million tokens of text are about 4 MB
+# Parameters that came later, with values that change nothing: results made before are still good.
+_LATER: dict[str, Any] = {"logit_bias": (), "skip_special": True, "structure": None}
 _KEYS = ("prompt", "ids", "id", "params")
 
 
@@ -48,7 +50,9 @@ class Job:
         how = [options.model, options.dtype, options.weights, options.device, options.full_attention_below]
         kept = [options.cache_dtype, options.index_cache_dtype]
         how += kept if any(kept) else []  # results made before there were these options are still good
-        text = json.dumps([how, self.prompt, asdict(self.params), self.sample], sort_keys=True)
+        said = asdict(self.params)
+        params = {name: said[name] for name in said if name not in _LATER or said[name] != _LATER[name]}
+        text = json.dumps([how, self.prompt, params, self.sample], sort_keys=True)
         return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

@@ -13,6 +13,7 @@ from indexshare.cache.blocks import BlockAllocator
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.prefix import PrefixCache
 from indexshare.engine.admission import check_capacity
+from indexshare.engine.biases import Biases, TokenBias
 from indexshare.engine.drafting.base import Wish
 from indexshare.engine.drafting.drawing import NO_DRAFTS, Case, Drawn, draw_cases
 from indexshare.engine.drafting.layer import MOST_WAITING
@@ -39,8 +40,9 @@ from indexshare.text.tokenizer import Tokenizer
 class Generation:
     """One request in the engine, with its chunks not yet taken. Made by `Engine.submit`."""
 
-    def __init__(self, request: Request, text: TextAssembler, name: str) -> None:
+    def __init__(self, request: Request, text: TextAssembler, name: str, bias: TokenBias | None = None) -> None:
         self.request = request
+        self._bias = bias
         self.name = name
         self.chunks: deque[Chunk] = deque()
         self.output: CompletionOutput | None = None
@@ -69,7 +71,8 @@ class Generation:
             if tokens:
                 seen = seen.copy()
                 seen.update([*request.tokens, *tokens])
-        return Draw(request.params, request.seed, len(request.tokens) + len(tokens), seen)
+        bias = None if self._bias is None else self._bias.after(request.output_ids, tokens)
+        return Draw(request.params, request.seed, len(request.tokens) + len(tokens), seen, bias)
 
     def case(self, *, drafted: bool) -> Case:
         """What is to be drawn once its row of a step is computed, behind its drafts if they are `drafted` there."""
@@ -174,6 +177,7 @@ class Engine:
             eos.update(tokenizer.eos_ids)
         self._eos = frozenset(eos)
         self._vocab_size = model.config.vocab_size
+        self._biases = Biases(tokenizer, self._vocab_size, self._eos)
         self._generations: dict[Request, Generation] = {}
 
     @property
@@ -185,6 +189,10 @@ class Engine:
         """Refuse a request that can never run: ValueError with the sizes and the fix. Takes checked ids."""
         if params.logprobs is not None and params.logprobs > self._vocab_size:
             raise ValueError(f"logprobs is {params.logprobs}; the vocabulary has only {self._vocab_size} tokens")
+        if params.logit_bias and params.logit_bias[-1][0] >= self._vocab_size:
+            raise ValueError(
+                f"logit_bias names the id {params.logit_bias[-1][0]}; the vocabulary has only {self._vocab_size} tokens"
+            )
         if params.stop and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
         check_capacity(
@@ -194,6 +202,10 @@ class Engine:
             cache_tokens=self.cache.num_tokens,
             name=name,
         )
+
+    def prepare(self, params: SamplingParams) -> None:
+        """Do ahead of `submit` what may take long: read a grammar. Errors as there; safe while steps run."""
+        self._biases.of(params)
 
     def submit(self, prompt_ids: Sequence[int], params: SamplingParams, name: str = "prompt") -> Generation:
         """Queue a request; it runs as `step` is called.
@@ -207,9 +219,11 @@ class Engine:
             ValueError: see `check`.
         """
         self.check(prompt_ids, params, name)
+        bias = self._biases.of(params)
         request = Request(prompt_ids, params, eos_ids=self._eos)
         silent = {*params.stop_token_ids, *(() if params.ignore_eos else self._eos)}
-        generation = Generation(request, TextAssembler(self.tokenizer, params.stop, silent), name)
+        text = TextAssembler(self.tokenizer, params.stop, silent, skip_special=params.skip_special)
+        generation = Generation(request, text, name, bias)
         with self._lock:
             self._forget_outdated()
             self.scheduler.add(request)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from indexshare.config.arguments import as_integer, as_number
+from indexshare.engine.structure import Structure
 
 SEED_BITS = 63
 
@@ -48,6 +49,9 @@ class SamplingParams:
         stop_token_ids: ids that end the text besides the model's own end-of-text ids.
         ignore_eos: go on past the model's end-of-text ids.
         logprobs: None for none; n for the log-probability of each chosen token and of the n most likely ones.
+        logit_bias: added to the logits of these ids, a mapping or pairs, in [-100, 100] (OpenAI's definition).
+        skip_special: leave special tokens out of the text. Those that end it never belong to it.
+        structure: what the text must look like (`engine.structure`).
 
     Raises:
         ValueError: a value of the wrong type or out of range.
@@ -66,6 +70,9 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    skip_special: bool = True
+    structure: Structure | None = None
 
     def __post_init__(self) -> None:
         set_field = partial(object.__setattr__, self)
@@ -78,8 +85,12 @@ class SamplingParams:
         if self.logprobs is not None:
             hint = "; use None for no log-probabilities"
             set_field("logprobs", as_integer("logprobs", self.logprobs, low=0, hint=hint))
-        if not isinstance(self.ignore_eos, bool):
-            raise ValueError(f"ignore_eos is {self.ignore_eos!r}; expected True or False")
+        for name in ("ignore_eos", "skip_special"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected True or False")
+        if self.structure is not None and not isinstance(self.structure, Structure):
+            raise ValueError(f"structure is {self.structure!r}; expected a Structure or None")
+        set_field("logit_bias", _biases(self.logit_bias))
         set_field("stop", _stop_strings(self.stop))
         ids = _as_tuple("stop_token_ids", self.stop_token_ids, "integers")
         set_field("stop_token_ids", tuple(as_integer("an id in stop_token_ids", token, low=0) for token in ids))
@@ -101,6 +112,20 @@ def _stop_strings(value: Any) -> tuple[str, ...]:
         if not isinstance(text, str) or not text:
             raise ValueError(f"stop contains {text!r}; expected non-empty strings")
     return stop
+
+
+def _biases(value: Any) -> tuple[tuple[int, float], ...]:
+    """Pairs of id and bias, by id."""
+    pairs = value.items() if isinstance(value, Mapping) else _as_tuple("logit_bias", value, "pairs of id and bias")
+    found = {}
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise ValueError(f"logit_bias holds {pair!r}; expected ids with their biases, such as {{12: -100}}")
+        token = as_integer("an id in logit_bias", pair[0], low=0)
+        found[token] = as_number(
+            f"logit_bias of {token}", pair[1], "a number from -100 to 100", lambda x: abs(x) <= 100
+        )
+    return tuple(sorted(found.items()))
 
 
 def _as_tuple(name: str, value: Any, of: str) -> tuple[Any, ...]:

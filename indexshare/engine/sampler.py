@@ -32,13 +32,21 @@ _HEAD = 256  # candidates tried first for top-p
 class Draw:
     """One row's instructions: how to choose, and the (seed, position) that fixes the random number.
 
-    `seen` are the tokens to penalise, None without penalties.
+    `seen` are the tokens to penalise, None without penalties. `bias` float32 `[V]` is added to the logits behind
+    that, -inf for tokens that may not come; None for nothing.
     """
 
     params: SamplingParams
     seed: int
     position: int
     seen: SeenTokens | None = None
+    bias: Tensor | None = None
+
+    def shaped(self, logits: Tensor) -> Tensor:
+        """Logits float32 `[V]` with penalties and bias in; the input is left alone."""
+        if self.seen is not None:
+            logits = self.seen.penalise(logits)
+        return logits if self.bias is None else logits + self.bias.to(logits.device)
 
 
 def uniform(seed: int, position: int, stream: int = 0) -> float:
@@ -81,9 +89,8 @@ def sample(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
         B token ids. Each depends on its own row and draw only.
     """
     assert logits.ndim == 2 and logits.shape[0] == len(draws), f"{tuple(logits.shape)} for {len(draws)} draws"
-    if any(draw.seen is not None for draw in draws):
-        pairs = zip(logits, draws, strict=True)
-        logits = torch.stack([row if draw.seen is None else draw.seen.penalise(row) for row, draw in pairs])
+    if any(draw.seen is not None or draw.bias is not None for draw in draws):
+        logits = torch.stack([draw.shaped(row) for row, draw in zip(logits, draws, strict=True)])
     tokens = [0] * len(draws)
     greedy = [i for i, draw in enumerate(draws) if draw.params.greedy]
     if greedy:
@@ -152,8 +159,9 @@ def _draw(logits: Tensor, draw: Draw) -> int:
     ids, weights = kept(logits, draw.params)
     cumulative = weights.cumsum(0)
     target = uniform(draw.seed, draw.position) * cumulative[-1:]
-    # The first entry above the target; the clamp covers a target rounded up to the total.
-    at = int(torch.searchsorted(cumulative, target, right=True).clamp_(max=int(cumulative.shape[0]) - 1))
+    # The first entry above the target; where that was rounded up to the total, the last id with a probability.
+    last = torch.searchsorted(cumulative, cumulative[-1:])
+    at = int(torch.minimum(torch.searchsorted(cumulative, target, right=True), last))
     return at if ids is None else int(ids[at])
 
 

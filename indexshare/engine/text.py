@@ -58,16 +58,26 @@ class TextAssembler:
         tokenizer: turns ids into bytes.
         stops: the request's stop strings.
         silent: ids that end the text and are not part of it.
+        skip_special: leave out special tokens wherever they stand.
 
     Raises:
         ValueError: stop strings without a tokenizer to make text.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, stops: Sequence[str], silent: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        stops: Sequence[str],
+        silent: Iterable[int] = (),
+        *,
+        skip_special: bool = True,
+    ) -> None:
         if stops and tokenizer is None:
             raise ValueError("stop strings need a tokenizer, and this model has none; use stop_token_ids")
         self._known = 0 if tokenizer is None else tokenizer.vocab_size
-        self._decoder = None if tokenizer is None else IncrementalDecoder(tokenizer, continuing=True)
+        self._decoder = None
+        if tokenizer is not None:
+            self._decoder = IncrementalDecoder(tokenizer, continuing=True, skip_special=skip_special)
         self._matcher = StopMatcher(stops)
         self._silent = frozenset(silent)
         self._pieces: list[str] = []

@@ -52,9 +52,8 @@ DrawAfter = Callable[[Sequence[int]], Draw]
 
 
 def law(logits: Tensor, draw: Draw) -> Tensor:
-    """What a token is drawn from, float64 `[V]`: logits float32 `[V]` with penalties, temperature and filters."""
-    if draw.seen is not None:
-        logits = draw.seen.penalise(logits)
+    """What a token is drawn from, float64 `[V]`: logits float32 `[V]` with bias, penalties, temperature and filters."""
+    logits = draw.shaped(logits)
     if draw.params.greedy:
         return torch.zeros_like(logits, dtype=torch.float64).index_fill_(0, logits.argmax().view(1), 1.0)
     ids, weights = kept(logits, draw.params)

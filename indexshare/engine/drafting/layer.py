@@ -141,7 +141,7 @@ class _Drafting:
             return
         draw = self._wish.draw_after(self._tokens)
         if draw.params.greedy:
-            self._tokens.append(int((logits if draw.seen is None else draw.seen.penalise(logits)).argmax()))
+            self._tokens.append(int(draw.shaped(logits).argmax()))
         else:
             self._laws.append(law(logits, draw))
             self._tokens.append(draft_token(self._laws[-1], draw))
