@@ -14,7 +14,7 @@ PICTURE = ROOT / "docs" / "floors.svg"
 WIDTH, LEFT, ROW, GAP = 1120, 70, 62, 10
 COLOURS = {"facts": "#e8f1e4", "tensors": "#e6eef8", "people": "#fbeedd"}
 FACTS = {"config", "text", "planner", "data", "repository"}
-PEOPLE = {"cli", "measure", "verify", "sharing", "eval"}
+PEOPLE = {"cli", "measure", "verify", "sharing", "eval", "serve"}
 STYLE = (
     "text{font-family:system-ui,sans-serif;fill:#222}.name{font-size:16px;font-weight:600}"
     ".what{font-size:11.5px}.floor{font-size:13px;fill:#777}"
@@ -76,7 +76,7 @@ def draw() -> str:
         parts.append(f'<text class="floor" x="14" y="{y + ROW / 2 + 5:.0f}">floor {floor}</text>')
         for place, room in enumerate(names):
             parts += box(room, what[room], LEFT + place * (width + GAP), y, width)
-    note = "Imports go down only. Green: facts and text. Blue: tensors. Orange: measuring, and the command."
+    note = "Imports go down only. Green: facts and text. Blue: tensors. Orange: serving, measuring, and the command."
     parts.append(f'<text class="floor" x="{LEFT}" y="{height - 14}">{note}</text>')
     return "\n".join([*parts, "</svg>", ""])
 

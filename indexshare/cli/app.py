@@ -16,6 +16,7 @@ from cyclopts import App, CycloptsError
 from indexshare import __version__
 from indexshare.cli.bench import bench
 from indexshare.cli.cache import cache
+from indexshare.cli.chat import chat
 from indexshare.cli.complete import complete
 from indexshare.cli.curve import curve
 from indexshare.cli.distill import distill
@@ -30,6 +31,7 @@ from indexshare.cli.plan import plan
 from indexshare.cli.rl import rl
 from indexshare.cli.score import score
 from indexshare.cli.search import search
+from indexshare.cli.serve import serve
 from indexshare.cli.shell import shell_completion
 from indexshare.cli.streams import complain, drop_output, open_streams
 from indexshare.cli.tokenize import tokenize
@@ -58,6 +60,8 @@ def build_app() -> App:
     for verb in (complete, generate, score, tokenize, models, info, plan, verify, train, curve, export, bench, cache):
         app.command(verb)
     app.command(rl)
+    app.command(chat)
+    app.command(serve)
     app.command(overlap)
     app.command(search)
     app.command(distill)

@@ -99,30 +99,31 @@ class ModelOptions:
 
         Room for `cache_tokens` tokens, or its own choice, and files in `cache_dir`, unless the user said otherwise.
         """
-        from indexshare.cache.codecs import codec_name
         from indexshare.engine.llm import LLM
 
-        check_device(self.device)
-        codec_name("--cache-dtype", self.cache_dtype)
-        codec_name("--index-cache-dtype", self.index_cache_dtype)
+        options = self.engine() | {"tokenizer": tokenizer}
+        if self.cache_tokens is None:
+            options["cache_tokens"] = cache_tokens
+        if self.cache_dir is None:
+            options["cache_dir"] = cache_dir
+        return LLM(self.model, **options)
+
+    def engine(self) -> dict[str, Any]:
+        """Arguments of `LLM` but the model; ValueError for what can be told to be wrong without it."""
+        if self.device != "cpu":  # torch need not be loaded to know that there is one
+            check_device(self.device)
+        if self.cache_dtype or self.index_cache_dtype:
+            from indexshare.cache.codecs import codec_name
+
+            codec_name("--cache-dtype", self.cache_dtype)
+            codec_name("--index-cache-dtype", self.index_cache_dtype)
         if not 0 <= self.cache_dir_gib < 2**20:
             raise ValueError(f"--cache-dir-gib is {self.cache_dir_gib:g}; expected a number of GiB, 0 or more")
-        return LLM(
-            self.model,
-            tokenizer=tokenizer,
-            dtype=self.dtype,
-            weights=self.weights,
-            device=self.device,
-            cache_tokens=cache_tokens if self.cache_tokens is None else self.cache_tokens,
-            cache_dtype=self.cache_dtype,
-            index_cache_dtype=self.index_cache_dtype,
-            full_attention_below=self.full_attention_below,
-            draft_tokens=self.draft_tokens,
-            drafter=self.drafter,
-            cache_dir=cache_dir if self.cache_dir is None else self.cache_dir,
-            cache_dir_bytes=int(self.cache_dir_gib * 2**30),
-            threads=self.threads,
-        )
+        names = (
+            "dtype", "weights", "device", "cache_tokens", "cache_dtype", "index_cache_dtype", "full_attention_below",
+            "draft_tokens", "drafter", "cache_dir", "threads",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names} | {"cache_dir_bytes": int(self.cache_dir_gib * 2**30)}
 
 
 @Parameter(name="*")

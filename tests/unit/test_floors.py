@@ -24,7 +24,7 @@ FLOORS = {
     "rl": 8,
     "measure": 8,
     "eval": 7,
-    "server": 7,
+    "serve": 7,
     "engine": 6,
     "train": 6,
     "step": 5,
@@ -53,7 +53,9 @@ TORCH_FREE = (
     "indexshare.engine.outputs",
     "indexshare.engine.params",
     "indexshare.engine.request",
+    "indexshare.engine.structure",
     "indexshare.repository.source_tree",
+    "indexshare.text.answer_parser",
     "indexshare.cli",
 )
 
