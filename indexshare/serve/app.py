@@ -35,6 +35,7 @@ def build_app(service: Service, keys: Collection[str] = (), start: Any = None) -
         start: an asynchronous context in which the application runs.
     """
     routes = [
+        Route("/", plain.page),
         Route("/health", plain.health),
         Route("/version", plain.version),
         Route("/metrics", plain.metrics),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +15,13 @@ from indexshare.serve.body import Body
 from indexshare.serve.errors import ApiError, bad
 from indexshare.serve.service import Service, read_body
 
+_PAGE = Path(__file__).parent / "page.html"
 _CHAT = ("messages", "tools", "chat_template_kwargs", "reasoning_effort", "add_generation_prompt")
+
+
+async def page(request: Request) -> Response:
+    """A conversation in the browser: one file, which asks this server alone."""
+    return Response(_PAGE.read_bytes(), media_type="text/html", headers={"Cache-Control": "no-cache"})
 
 
 async def health(request: Request) -> Response:

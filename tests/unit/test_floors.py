@@ -55,6 +55,7 @@ TORCH_FREE = (
     "indexshare.engine.request",
     "indexshare.engine.structure",
     "indexshare.repository.source_tree",
+    "indexshare.serve.run",
     "indexshare.text.answer_parser",
     "indexshare.cli",
 )

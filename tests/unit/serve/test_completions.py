@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,13 @@ def test_models_and_tokens(server: Running, client: openai.OpenAI) -> None:
     text = server.post("/detokenize", tokens=chat["tokens"]).json()["prompt"]
     assert text == "[gMASK]<sop><|user|>Hi<|assistant|><think></think>"
     assert server.post("/detokenize", tokens=["a"]).status_code == 400
+
+
+def test_the_page_needs_nothing_else(server: Running) -> None:
+    reply = server.http.get("/")
+    assert reply.status_code == 200 and reply.headers["content-type"].startswith("text/html")
+    assert "://" not in reply.text, "no address of another server"
+    assert not re.findall(r"innerHTML|<link|src=", reply.text), "text of models is text, and nothing is loaded"
 
 
 def test_metrics_count(server: Running) -> None:
