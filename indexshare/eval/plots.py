@@ -56,19 +56,22 @@ def draw(
         figure.savefig(temporary, dpi=110)
 
 
-def line(axes: Any, lengths: Sequence[int], every: Sequence[Estimate | None], label: str, *, bars: bool) -> None:
-    """A line through the figures that there are."""
+def line(
+    axes: Any, lengths: Sequence[int], every: Sequence[Estimate | None], label: str, *, bars: bool, **style: Any
+) -> None:
+    """A line through the figures that there are, in the `style` of matplotlib."""
     there = [(length, figure) for length, figure in zip(lengths, every, strict=True) if figure is not None]
     if there:
         figures = [figure for _, figure in there]
-        style = {"yerr": error_bars(figures), "capsize": 3} if bars else {}
+        style |= {"yerr": error_bars(figures), "capsize": 3} if bars else {}
         axes.errorbar(*zip(*((n, f.value) for n, f in there), strict=True), marker="o", ms=3, label=label, **style)
 
 
 def error_bars(figures: Sequence[Estimate]) -> list[list[float]]:
     """Lengths of the error bars below and above; none where there is no interval."""
     ends = [(figure.value, figure.interval or (figure.value, figure.value)) for figure in figures]
-    return [[value - low for value, (low, _) in ends], [high - value for value, (_, high) in ends]]
+    # Where an interval ends at its figure, rounding may leave them in the other order.
+    return [[max(0.0, value - low) for value, (low, _) in ends], [max(0.0, high - value) for value, (_, high) in ends]]
 
 
 def lengths_axis(axes: Any, lengths: Sequence[int]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from indexshare.data.long_tasks import long_tasks
 from indexshare.eval.suites.base import Suite, SuiteSettings
 from indexshare.eval.suites.draft import DraftSuite
+from indexshare.eval.suites.forms import FormsSuite
 from indexshare.eval.suites.held_out import HeldOutSuite
 from indexshare.eval.suites.long import LongSuite
 from indexshare.eval.suites.repository import RepositorySuite
@@ -82,7 +83,14 @@ def check_settings(suites: Sequence[Suite[Any]], settings: SuiteSettings) -> Non
             )
 
 
-for _suite in (HeldOutSuite(), RetrievalSuite("needle"), RetrievalSuite("recall"), RepositorySuite(), DraftSuite()):
+for _suite in (
+    HeldOutSuite(),
+    RetrievalSuite("needle"),
+    RetrievalSuite("recall"),
+    FormsSuite(),
+    RepositorySuite(),
+    DraftSuite(),
+):
     register(_suite)
 for _task in long_tasks().values():
     register(LongSuite(_task))

@@ -1,4 +1,7 @@
-"""The suites `needle` and `recall`: exact answers by length and depth under several kinds of attention."""
+"""The suites `needle` and `recall`: exact answers by length and depth under several kinds of attention.
+
+Their questions have the form of generated training tasks; the suite `forms` asks in others too.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +68,7 @@ class RetrievalSuite(Suite[RetrievalReport]):
         ]
         columns = ("depth", *(f"{length:,}" for length in report.lengths))
         return [
-            Table(f"{report.task}: exact answers by length", ("length", *report.attention), by_length),
+            Table(f"{report.task}: exact answers by length (a trained form)", ("length", *report.attention), by_length),
             Table(f"{report.task}, {first}: exact answers by depth and length", columns, by_depth),
         ]
 

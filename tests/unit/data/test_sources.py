@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from indexshare.data import tasks
 from indexshare.data.corpus import TokenCorpus
 from indexshare.data.positions import stretched_positions
-from indexshare.data.sources import Mixture, PackedText, RetrievalTasks, Source
+from indexshare.data.sources import Mixture, PackedText, RepeatedText, RetrievalTasks, Source
+from indexshare.data.sources.repeated import repeated_part
 from indexshare.data.splitting import Document
 from indexshare.data.tasks import retrieval_text
 from indexshare.text.tokenizer import Tokenizer, train_bpe
@@ -192,6 +193,30 @@ def test_mixture_mistakes(weights: dict[str, float], corpus: TokenCorpus, tokeni
             Mixture(sources, bad, seed=0)
     with pytest.raises(ValueError, match="data state has"):
         Mixture(sources, {"text": 1, "retrieval": 1}, seed=0).restore({"rows": 0})
+
+
+def test_windows_that_repeat_themselves_come_more_often() -> None:
+    """A corpus whose first half says everything twice: its windows are taken where there is a choice."""
+    assert repeated_part(np.arange(64)) == 0.0 == repeated_part(np.arange(3))
+    assert repeated_part(np.tile(np.arange(32), 2)) == pytest.approx(27 / 59)
+    assert repeated_part(np.repeat(np.arange(60), 8)) < 0.05, "what is repeated at once is no retrieval"
+
+    class Halves(NumberedCorpus):
+        def document(self, index: int) -> np.ndarray:
+            ids = super().document(index)
+            return ids if index % 2 else ids // 64 * 64 + ids % 32
+
+    corpus: Any = Halves([512] * 16)
+    source, plain = RepeatedText(corpus, seed=0), _packed(corpus)
+    chosen, all_of_them = ([repeated_part(s.window(128)) for _ in range(16)] for s in (source, plain))
+    assert np.mean(chosen) > np.mean(all_of_them) + 0.1
+    state = source.state()
+    wanted = source.window(128)
+    again = RepeatedText(corpus, seed=0)
+    again.restore(state)
+    assert np.array_equal(again.window(128), wanted)
+    with pytest.raises(ValueError, match="too few for windows"):
+        source.check_length(9000)
 
 
 # Generated tasks

@@ -97,7 +97,7 @@ def test_names_and_settings_of_suites_are_checked(letters: LettersSuite) -> None
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--suite", "draft", "--samples", "3"), "--samples is read by needle, recall, multi-key, "),
+        (("--suite", "draft", "--samples", "3"), "--samples is read by needle, recall, forms, multi-key, "),
         (("--suite", "needle", "--max-tokens", "99"), "--max-tokens is read by held-out, but --suite is needle;"),
         (("--files", "0"), "--files is 0; expected at least 1"),
     ],
