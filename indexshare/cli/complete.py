@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from indexshare.repository.context import PackedContext
     from indexshare.repository.source_tree import Cursor
     from indexshare.text.files import SkippedFile
+    from indexshare.text.fill import FillTokens
     from indexshare.text.tokenizer import Tokenizer
 
 DEFAULT_CONTEXT_TOKENS = 16_384
 _SHOWN_SKIPS = 8
+_SUFFIX_PART = 4  # the text after the cursor takes at most a quarter of the context
 
 
 def complete(
@@ -31,6 +33,7 @@ def complete(
     *,
     context: Annotated[Path | None, Parameter(name=["--context", "-c"])] = None,
     max_context_tokens: int | None = None,
+    suffix: bool = True,
     model_options: ModelOptions | None = None,
     sampling: SamplingOptions | None = None,
     stats: Annotated[bool, Parameter(negative="")] = False,
@@ -40,8 +43,9 @@ def complete(
     """Complete source code at a cursor, with a source tree in the context.
 
     The continuation is printed as it is made, then what it cost (on standard error). Files that the text
-    before the cursor imports are nearest to it; the least relevant that do not fit are left out. Text after the
-    cursor is not used. What was read is kept in files: the next completion in the same tree begins with it.
+    before the cursor imports are nearest to it; the least relevant that do not fit are left out. A model that has
+    learned to fill gaps also gets the text after the cursor, and stops where the gap ends. What was read is kept in
+    files: the next completion in the same tree begins with it.
 
     Parameters
     ----------
@@ -52,6 +56,8 @@ def complete(
         Folder whose text files are put into the context. The file's own folder unless given.
     max_context_tokens
         Most tokens of context: 16,384, or what the model has room for, unless given.
+    suffix
+        Use the text after the cursor, if the model has learned to; at most a quarter of the context.
     stats
         Also say what drafts were good for; those that stayed are green on a terminal.
     no_cache_dir
@@ -70,10 +76,13 @@ def complete(
     cursor = read_cursor(place)
     tokenizer = options.tokenizer()
     budget = _budget(max_context_tokens, options, params.max_tokens)
-    packed = _pack(cursor, context, tokenizer, budget - len(tokenizer.around[0]))
-    prompt = encode_context(packed, tokenizer)
+    gap = _gap(cursor, tokenizer, budget) if suffix else None
+    packed = _pack(cursor, context, tokenizer, budget - len(tokenizer.around[0]) - (0 if gap is None else gap.room))
+    prompt = encode_context(packed, tokenizer, gap)
+    if gap is not None:
+        each_sample = [replace(each, stop_token_ids=(*each.stop_token_ids, *gap.tokens.ids)) for each in each_sample]
     if not json:
-        _announce(cursor, packed)
+        _announce(cursor, packed, gap)
         sampling.announce(params, defaults)
     room = len(prompt) + params.max_tokens if len(each_sample) == 1 else None
     llm = options.load(tokenizer, cache_tokens=room, cache_dir=None if no_cache_dir else prefix_directory())
@@ -84,6 +93,7 @@ def complete(
     texts = [as_json(output, tokenizer) for output in llm.generate([prompt] * len(each_sample), each_sample)]
     made = texts[0] if len(texts) == 1 else {"completions": texts}
     where = {"file": str(cursor.path), "line": cursor.line, "column": cursor.column}
+    where |= {"suffix_tokens": 0 if gap is None else len(gap.after)}
     print_json({"model": options.model} | where | made | _files(packed))
 
 
@@ -95,17 +105,51 @@ def _files(packed: PackedContext) -> dict[str, Any]:
     }
 
 
-def encode_context(packed: PackedContext, tokenizer: Tokenizer) -> list[int]:
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """What stands after the cursor, as token ids, and the tokens that say so."""
+
+    tokens: FillTokens
+    after: list[int]
+
+    @property
+    def room(self) -> int:
+        """Tokens that it takes in the prompt."""
+        return len(self.after) + len(self.tokens.ids)
+
+
+def _gap(cursor: Cursor, tokenizer: Tokenizer, budget: int) -> Gap | None:
+    """The text after the cursor, a quarter of the budget at most; None without any, or for a model that continues."""
+    from indexshare.repository.context import fit_after
+    from indexshare.text.fill import learned_fill
+
+    tokens = learned_fill(tokenizer)
+    if tokens is None:
+        return None
+
+    def count(text: str) -> int:
+        return len(tokenizer.encode(text, parse_special=False))
+
+    after = fit_after(cursor.after, budget // _SUFFIX_PART - len(tokens.ids), count)
+    return Gap(tokens=tokens, after=tokenizer.encode(after, parse_special=False)) if after else None
+
+
+def encode_context(packed: PackedContext, tokenizer: Tokenizer, gap: Gap | None = None) -> list[int]:
     """Token ids of a packed context: the end-of-text token between files, as in training, none at the end.
 
-    Names of special tokens inside the files stay ordinary text. What the tokenizer's post-processor puts before every
-    text comes first.
+    With a gap, the last file stands around it. Names of special tokens inside the files stay ordinary text. What the
+    tokenizer's post-processor puts before every text comes first.
     """
     separator = _separator(tokenizer)
-    pieces = tokenizer.encode_batch(packed.pieces, parse_special=False)
-    return [*tokenizer.around[0]] + [
-        token for n, ids in enumerate(pieces) for token in ((separator if n else []) + ids)
-    ]
+    pieces = packed.pieces
+    if gap is not None:
+        header, before = pieces[-1].split("\n", 1)  # names of files have no line breaks
+        pieces = (*pieces[:-1], f"{header}\n", before)
+    rows = tokenizer.encode_batch(pieces, parse_special=False)
+    if gap is not None:
+        before_gap = rows.pop()
+        rows[-1] += gap.tokens.prompt(before_gap, gap.after)
+    return [*tokenizer.around[0]] + [token for n, ids in enumerate(rows) for token in ((separator if n else []) + ids)]
 
 
 def _separator(tokenizer: Tokenizer) -> list[int]:
@@ -147,13 +191,14 @@ def _pack(cursor: Cursor, root: Path | None, tokenizer: Tokenizer, budget: int) 
         )
 
 
-def _announce(cursor: Cursor, packed: PackedContext) -> None:
+def _announce(cursor: Cursor, packed: PackedContext, gap: Gap | None) -> None:
     """Before the long work: what is in the context and what is not."""
     cut = packed.files[0]
     note(
         f"{cursor.path}:{cursor.line}:{cursor.column}: {plural(packed.tokens, 'token')} of context, "
         f"{plural(len(packed.files), 'file')}, {len(packed.left_out)} left out for lack of room"
         + (f", {cut.name} cut to {cut.lines} of {cut.total_lines} lines" if cut.lines < cut.total_lines else "")
+        + (f"; {plural(len(gap.after), 'token')} after the cursor" if gap is not None else "")
     )
     for line in _skip_lines(packed.skipped):
         note(line)

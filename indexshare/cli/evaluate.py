@@ -35,8 +35,8 @@ def evaluate(
         Names of shipped models, or model directories; several are compared. `DIRECTORY@FFFSSS...` is a model under
         another plan of sharing.
     suite
-        What to measure, separated by commas: held-out (bits per byte), needle, recall, forms, repository, draft,
-        long (all kinds of long questions, or some by their names), or all.
+        What to measure, separated by commas: held-out (bits per byte), needle, recall, forms, fill, repository,
+        draft, long (all kinds of long questions, or some by their names), or all.
     plot
         Also draw what was measured into this file (png, svg or pdf); needs matplotlib.
     json

@@ -1,8 +1,8 @@
 """Laying out a source tree for the model under a budget of tokens. No torch.
 
 The layout is the one that training uses: every file under a line with its name, the most relevant file last,
-and at the very end the file to complete, cut at the cursor. Text after the cursor is not shown (the model
-continues text, it does not fill gaps).
+and at the very end the file to complete, cut at the cursor. What stands after the cursor is shown to models that have
+learned to fill gaps (`fit_after`, `text/fill.py`), and has no say in the choice of files.
 """
 
 from __future__ import annotations
@@ -159,6 +159,14 @@ def _fit_head(
         return None
     piece = text(kept)
     return piece, PackedFile(name=file.name, tokens=count(piece), lines=kept, total_lines=len(lines))
+
+
+def fit_after(after: str, room: int, count: Callable[[str], int]) -> str:
+    """The first whole lines of the text after the cursor that fit `room` tokens; empty where it says nothing."""
+    lines = after[: _MOST_CHARACTERS_PER_TOKEN * max(0, room)].splitlines(keepends=True)
+    kept = bisect_right(range(1, len(lines) + 1), room, key=lambda k: count("".join(lines[:k])))
+    shown = "".join(lines[:kept])
+    return shown if shown.strip() else ""
 
 
 def rank_files(files: Sequence[SourceFile], target_name: str, before_cursor: str) -> list[SourceFile]:

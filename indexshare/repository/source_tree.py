@@ -59,12 +59,13 @@ class SourceTree:
 
 @dataclass(frozen=True, kw_only=True)
 class Cursor:
-    """A file cut at the cursor: `before` is its text up to there. `line` and `column` count from 1."""
+    """A file cut at the cursor, into the text `before` and `after` it. `line` and `column` count from 1."""
 
     path: Path
     line: int
     column: int
     before: str
+    after: str = ""
 
 
 def naming_base(root: Path) -> Path:
@@ -97,7 +98,7 @@ def read_cursor(spec: str) -> Cursor:
     if line is None:
         before = text.rstrip()
         lines = before.split("\n")
-        return Cursor(path=path, line=len(lines), column=len(lines[-1]) + 1, before=before)
+        return Cursor(path=path, line=len(lines), column=len(lines[-1]) + 1, before=before, after=text[len(before) :])
     if not 1 <= line <= len(lines):
         raise ValueError(f"line {line} is outside {path}, which has lines 1 to {len(lines)}")
     width = len(lines[line - 1])
@@ -105,7 +106,7 @@ def read_cursor(spec: str) -> Cursor:
     if not 1 <= column <= width + 1:
         raise ValueError(f"column {column} is outside line {line} of {path}, which has columns 1 to {width + 1}")
     before = "\n".join([*lines[: line - 1], lines[line - 1][: column - 1]])
-    return Cursor(path=path, line=line, column=column, before=before)
+    return Cursor(path=path, line=line, column=column, before=before, after=text[len(before) :])
 
 
 def _split_place(spec: str) -> tuple[Path, int | None, int | None]:

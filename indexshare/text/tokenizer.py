@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as _RustTokenizer
@@ -26,7 +27,8 @@ from indexshare.text.tokenizer_file import SPACE, TokenizerFile, byte_of_charact
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_FILES = (TOKENIZER_FILE, CONFIG_FILE, MAP_FILE, ADDED_FILE, "chat_template.jinja")
 END_OF_TEXT = "<|endoftext|>"
-# The end of text comes first so that its id is 0; the rest are reserved for a chat template to come.
+# The end of text comes first so that its id is 0; the rest are reserved for a chat template to come, and
+# for filling in the middle (`fill.py`).
 SPECIAL_TOKENS = (
     END_OF_TEXT,
     "<|system|>",
@@ -115,6 +117,20 @@ class Tokenizer:
             temporary = folder / (name + ".tmp")
             temporary.write_bytes(files[name])
             os.replace(temporary, folder / name)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What `tokenizer_config.json` says, as it would be saved; empty where there is none, or it cannot be read."""
+        try:
+            found = json.loads((self._files or self._own_files()).get(CONFIG_FILE, b"{}"))
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def with_setting(self, name: str, value: Any) -> Tokenizer:
+        """The same tokenizer with one more entry in the `tokenizer_config.json` that it saves."""
+        config = (json.dumps(self.settings | {name: value}, indent=2) + "\n").encode("utf-8")
+        return Tokenizer(self._file, self._eos_tokens, files=(self._files or self._own_files()) | {CONFIG_FILE: config})
 
     def _own_files(self) -> dict[str, bytes]:
         eos = self._eos_tokens[0] if self._eos_tokens else None

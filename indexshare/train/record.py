@@ -11,6 +11,8 @@ from pathlib import Path
 from indexshare.checkpoint.companions import read_companions
 from indexshare.checkpoint.save import save_model
 from indexshare.text.files import plural
+from indexshare.text.fill import SETTING
+from indexshare.text.tokenizer import Tokenizer
 from indexshare.train.recipe import PreparedData, start_directory
 from indexshare.train.trainer import Trainer
 
@@ -33,6 +35,13 @@ def _keep_companions(trainer: Trainer) -> None:
         trainer.model.companions = read_companions(start_directory(trainer.recipe))
 
 
+def _saved_tokenizer(trainer: Trainer) -> Tokenizer:
+    """The run's tokenizer, which says so where the model was trained to fill in the middle."""
+    begun = trainer.recipe.stages[: trainer.stage_index + 1]
+    tokenizer = trainer.data.tokenizer
+    return tokenizer.with_setting(SETTING, True) if any(stage.weights.get("fill") for stage in begun) else tokenizer
+
+
 def export(trainer: Trainer, directory: Path) -> Path:
     """Write the model of the last stage with its tokenizer, and `training.json` beside them.
 
@@ -40,7 +49,7 @@ def export(trainer: Trainer, directory: Path) -> Path:
     """
     _keep_companions(trainer)
     save_model(trainer.model, directory, dtype="bfloat16" if trainer.recipe.dtype == "auto" else None)
-    trainer.data.tokenizer.save(directory)
+    _saved_tokenizer(trainer).save(directory)
     record = {
         "recipe": trainer.recipe.name,
         "seed": trainer.recipe.seed,

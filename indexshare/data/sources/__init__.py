@@ -1,6 +1,7 @@
 """Sources of rows, and their mixture. The names that a mixture may use are registered below."""
 
 from indexshare.data.sources.base import Source, State
+from indexshare.data.sources.filled import FilledGaps
 from indexshare.data.sources.formed import AskedForms
 from indexshare.data.sources.generated import LookupTasks, RetrievalTasks
 from indexshare.data.sources.mixture import Mixture
@@ -12,6 +13,7 @@ from indexshare.data.sources.repeated import RepeatedText
 __all__ = [
     "AskedForms",
     "Draw",
+    "FilledGaps",
     "LookupTasks",
     "Material",
     "Mixture",
@@ -33,3 +35,4 @@ register("repeated", lambda data, seed: RepeatedText(data.corpus, seed=seed + 4)
 register("retrieval", lambda data, seed: RetrievalTasks(data.tokenizer, seed=seed + 1))
 register("lookup", lambda data, seed: LookupTasks(data.tokenizer, seed=seed + 1))
 register("forms", lambda data, seed: AskedForms(data.corpus, data.tokenizer, seed=seed + 3))
+register("fill", lambda data, seed: FilledGaps(data.corpus, data.tokenizer, seed=seed + 5))

@@ -9,6 +9,7 @@ from typing import Any
 from indexshare.data.long_tasks import long_tasks
 from indexshare.eval.suites.base import Suite, SuiteSettings
 from indexshare.eval.suites.draft import DraftSuite
+from indexshare.eval.suites.fill import FillSuite
 from indexshare.eval.suites.forms import FormsSuite
 from indexshare.eval.suites.held_out import HeldOutSuite
 from indexshare.eval.suites.long import LongSuite
@@ -88,6 +89,7 @@ for _suite in (
     RetrievalSuite("needle"),
     RetrievalSuite("recall"),
     FormsSuite(),
+    FillSuite(),
     RepositorySuite(),
     DraftSuite(),
 ):

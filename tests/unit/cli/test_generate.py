@@ -15,9 +15,10 @@ import pytest
 from rich.console import Console
 
 from indexshare.cli import measuring
-from indexshare.cli.complete import encode_context
+from indexshare.cli.complete import Gap, encode_context
 from indexshare.cli.streaming import ReadingBar
 from indexshare.repository.context import PackedContext, PackedFile
+from indexshare.text.fill import fill_tokens
 from indexshare.text.tokenizer import END_OF_TEXT, Tokenizer, file_header
 
 Run = Callable[..., Any]
@@ -252,6 +253,41 @@ def test_names_of_special_tokens_in_files_stay_text(model_dir: Path) -> None:
     ids = encode_context(packed, tokenizer)
     assert ids.count(tokenizer.id_of(END_OF_TEXT)) == 1
     assert tokenizer.decode(ids) == f"a {END_OF_TEXT}\n{END_OF_TEXT}b"
+
+
+def test_text_after_the_cursor_is_for_models_that_learned_to_use_it(
+    run: Callable[..., Any], model_dir: Path, source_dir: Path, tmp_path: Path
+) -> None:
+    """The prompt is the context, then the file around its gap; --no-suffix and other models go on as before."""
+    filling = shutil.copytree(model_dir, tmp_path / "filling")
+    tokenizer = Tokenizer.load(model_dir).with_setting("fill_in_the_middle", True)
+    tokenizer.save(filling)
+    place, counts = f"{source_dir / 'main.py'}:4:5", {}
+    options = ("--max-tokens", 2, "--json", "--no-cache-dir")
+    for name, model, more in (("fills", filling, ()), ("plain", filling, ("--no-suffix",)), ("other", model_dir, ())):
+        facts = json.loads(run("complete", place, "--model", model, *options, *more).out)
+        counts[name] = (facts["suffix_tokens"], facts["stats"]["prompt_tokens"])
+    after = "four():\n    return double(2)\n"
+    size = len(tokenizer.encode(after, parse_special=False))
+    assert counts["fills"][0] == size and counts["plain"] == counts["other"] == (0, counts["plain"][1])
+    assert counts["fills"][1] == counts["plain"][1] + size + 3
+    at_the_end = json.loads(run("complete", source_dir / "main.py", "--model", filling, *options).out)
+    assert at_the_end["suffix_tokens"] == 0
+    streamed = run("complete", place, "--model", filling, *options[:2])
+    assert f"; {size} tokens after the cursor" in streamed.err
+
+
+def test_a_gap_stands_behind_the_other_files(model_dir: Path) -> None:
+    tokenizer = Tokenizer.load(model_dir)
+    entry = PackedFile(name="a", tokens=0, lines=1, total_lines=1)
+    pieces = ("# file: b\none\n", "# file: a\nx =\n y")
+    packed = PackedContext(pieces=pieces, files=(entry, entry), left_out=(), skipped=(), tokens=0)
+    tokens = fill_tokens(tokenizer)
+    assert tokens is not None
+    ids = encode_context(packed, tokenizer, Gap(tokens=tokens, after=tokenizer.encode("z")))
+    assert tokenizer.decode(ids) == (
+        f"# file: b\none\n{END_OF_TEXT}# file: a\n<|code_suffix|>z<|code_prefix|>x =\n y<|code_middle|>"
+    )
 
 
 def test_ctrl_c_while_text_is_written() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from indexshare.repository.context import (
     PackedContext,
+    fit_after,
     pack_context,
     rank_files,
 )
@@ -190,3 +191,11 @@ def test_a_target_that_is_too_long_loses_its_beginning_in_steps() -> None:
         assert packed.tokens <= 403
     assert starts <= {"line 704", "line 768"} and len(starts) == 2
     assert pack([], "\n".join(lines), 3 + 2 * 4, steady=True).files[0].lines == 4
+
+
+def test_what_stands_after_the_cursor_is_cut_at_a_line() -> None:
+    after = " b c\nd e f\n\ng\n"
+    assert fit_after(after, 100, words) == after
+    assert fit_after(after, 5, words) == " b c\nd e f\n\n" and fit_after(after, 4, words) == " b c\n"
+    assert fit_after(after, 1, words) == fit_after(after, 0, words) == fit_after(after, -3, words) == ""
+    assert fit_after("\n\n", 9, words) == fit_after("", 9, words) == ""

@@ -209,6 +209,7 @@ def test_the_cursor_cuts_the_file(tmp_path: Path, suffix: str, before: str, line
     path = write(tmp_path, "a.py", "ab\ncde\n")
     cursor = read_cursor(f"{path}{suffix}")
     assert (cursor.before, cursor.line, cursor.column, cursor.path) == (before, line, column, path)
+    assert cursor.before + cursor.after == "ab\ncde\n"
 
 
 @pytest.mark.parametrize(
