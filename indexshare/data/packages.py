@@ -27,12 +27,16 @@ PERMISSIVE = frozenset(
 )
 
 
+_TESTS = {"test", "tests"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """An installed distribution by its name, or only the named folders (or files) of it."""
+    """An installed distribution by its name, or only the named folders (or files) of it; with its tests if wanted."""
 
     name: str
     folders: tuple[str, ...] = ()
+    tests: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, f"package {self.name!r}: ")
@@ -55,7 +59,10 @@ class PackageText:
         whole: distributions to hold out whole; every file of them is held-out text.
         package_bytes: most bytes of one distribution, so that a large one does not drown the others: its folders are
             taken in an order given by hashes of their names until it is reached.
-        exclude: names of directories that are left out: tests, and copies of other packages.
+        exclude: names of directories that are left out: tests (but of packages of which they are wanted), and copies of
+            other packages.
+        suffixes: of the files of `packages`; of those held out whole only Python source is read.
+        descriptions: read what the metadata of `packages` say of them too, as `README.md`: prose.
     """
 
     base: TextFolder
@@ -63,6 +70,8 @@ class PackageText:
     whole: tuple[Package, ...] = ()
     package_bytes: int = 1_500_000
     exclude: tuple[str, ...] = ("__pycache__", "_vendor", "test", "tests", "vendored")
+    suffixes: tuple[str, ...] = (".py",)
+    descriptions: bool = False
 
     def __post_init__(self) -> None:
         check_fields(self, "text: ")
@@ -87,9 +96,11 @@ class PackageText:
         for package in (*self.packages, *self.whole):
             if package.repository in taken:
                 raise ValueError(f"{package.name!r} is also a folder of the base text; leave one of them out")
+            own = package not in self.whole
             files, record, others = read_package(
-                package, max_bytes=self.base.max_bytes, package_bytes=self.package_bytes, exclude=self.exclude
-            )
+                package, max_bytes=self.base.max_bytes, package_bytes=self.package_bytes, exclude=self.exclude,
+                suffixes=self.suffixes if own else (".py",), descriptions=own and self.descriptions,
+            )  # fmt: skip
             check_licence(record)
             documents += files
             left_out += others
@@ -131,9 +142,10 @@ def check_licence(record: PackageRecord) -> None:
 
 
 def read_package(
-    package: Package, *, max_bytes: int, package_bytes: int, exclude: Sequence[str] = ()
-) -> tuple[list[Document], PackageRecord, list[SkippedFile]]:
-    """Python files of an installed distribution, in the order of their names, where they come from, and what could
+    package: Package, *, max_bytes: int, package_bytes: int, exclude: Sequence[str] = (),
+    suffixes: Sequence[str] = (".py",), descriptions: bool = False,
+) -> tuple[list[Document], PackageRecord, list[SkippedFile]]:  # fmt: skip
+    """Text files of an installed distribution, in the order of their names, where they come from, and what could
     not be read.
 
     A document is called as its path below site-packages, under a folder of the distribution's name if it is not in one.
@@ -142,19 +154,22 @@ def read_package(
         package: an installed one.
         max_bytes: longer files are left out.
         package_bytes: most bytes in all (see `PackageText`).
-        exclude: names of directories that are left out wherever they occur.
+        exclude: names of directories that are left out wherever they occur; those of tests if the package has them.
+        suffixes: of files.
+        descriptions: also what the metadata say of the package, as `README.md`.
 
     Raises:
         ValueError: not installed, or nothing to read (not installed by a tool that lists files, for instance).
     """
     check_installed([package])
     found = distribution(package.name)
-    excluded = set(exclude)
+    excluded = set(exclude) - (_TESTS if package.tests else set())
     texts: dict[str, str] = {}
     left_out: list[SkippedFile] = []
     for path in found.files or ():
         inside = not package.folders or any(path.is_relative_to(folder) for folder in package.folders)
-        if path.suffix != ".py" or ".." in path.parts or not inside or excluded.intersection(path.parts):
+        passed_over = ".." in path.parts or path.parts[0].endswith(".dist-info") or excluded.intersection(path.parts)
+        if path.suffix not in suffixes or not inside or passed_over:
             continue
         name = displayable(path.as_posix())
         name = name if path.parts[0] == package.repository else f"{package.repository}/{name}"
@@ -163,6 +178,8 @@ def read_package(
             left_out.append(text)
         else:
             texts[name] = text
+    if descriptions and (said := description_of(found)):
+        texts.setdefault(f"{package.repository}/README.md", said)
     texts = _within(texts, package_bytes)
     if not texts:
         why = f" ({describe_skipped(left_out)})" if left_out else ""
@@ -193,6 +210,12 @@ def _within(texts: Mapping[str, str], limit: int) -> dict[str, str]:
             break
         kept[name] = texts[name]
     return kept
+
+
+def description_of(found: Distribution) -> str:
+    """What a distribution's metadata say of it at length, usually its README; empty for nothing."""
+    text = str(found.metadata.json.get("description", "")).strip()
+    return "" if text in ("", "UNKNOWN") else text.replace("\r\n", "\n") + "\n"
 
 
 def licence_of(found: Distribution) -> str:

@@ -7,24 +7,13 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from indexshare.data.copies import copies_by_name
+from indexshare.data.documents import Document as Document
+from indexshare.data.documents import package_of as package_of
 from indexshare.text.files import SkippedFile, counts_by_kind
-from indexshare.text.tokenizer import file_header
 
 _SHINGLE = 3  # lines in one unit of comparison between files
 _NEAR_COPY = 0.5  # a held-out file sharing more than this part of its units with training is set aside
-
-
-@dataclass(frozen=True, kw_only=True)
-class Document:
-    """One text file: its path relative to the folder (with `/`), and its text."""
-
-    name: str
-    text: str
-
-    @property
-    def headed(self) -> str:
-        """The text as the model sees it, under the line that names the file."""
-        return file_header(self.name) + self.text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +37,7 @@ class Split:
         copies: files equal to another one.
         near_copies: held-out files of which training has more than half.
         vendored: training files more than half of which a package held out whole has.
+        named: training files that are rewritten copies of one, by their names (`copies.py`).
         packages: what was taken of installed packages (`packages.py`).
         left_out: files that could not be taken as text, and why.
         note: what was done where the usual rule would have left one side empty; empty where it was not.
@@ -58,6 +48,7 @@ class Split:
     copies: int
     near_copies: int
     vendored: int = 0
+    named: int = 0
     packages: tuple[PackageRecord, ...] = ()
     left_out: tuple[SkippedFile, ...] = ()
     note: str = ""
@@ -77,13 +68,9 @@ class Split:
             facts["note"] = self.note
         if self.packages:
             facts["vendored_copies_removed"] = self.vendored
+            facts["copies_by_name_removed"] = self.named
             facts["packages"] = [asdict(record) for record in self.packages]
         return facts
-
-
-def package_of(name: str) -> str:
-    """The package of a file: the first folder of its path; "" for files at the top, which count as one package."""
-    return name.split("/")[0] if "/" in name else ""
 
 
 def is_held_out(name: str, part: float) -> bool:
@@ -165,8 +152,8 @@ def split_documents(
 
     Training never holds a held-out file's content. Of two equal files the held-out one stays, first of all that of a
     package held out whole. Training files more than half of whose three-line units stand in such a package are its
-    copies (vendored, as a rule) and are left out. A held-out file that still shares more than half of its units with
-    training files is used for neither.
+    copies (vendored, as a rule) and are left out, as are rewritten ones, which their names betray (`copies.py`). A
+    held-out file that still shares more than half of its units with training files is used for neither.
 
     Args:
         documents: in any order.
@@ -187,6 +174,9 @@ def split_documents(
     candidates = {d.name: _shingles(d.text) for d in by_hash.values() if is_held(d)}
     kept_whole = set().union(*(units for name, units in candidates.items() if package_of(name) in whole))
     own = [d for d in train if not (kept_whole and _mostly_in(_shingles(d.text), kept_whole))]
+    originals = [d for d in by_hash.values() if package_of(d.name) in whole]
+    named = copies_by_name(own, originals) if originals else set[str]()
+    vendored, own = len(train) - len(own), [d for d in own if d.name not in named]
     wanted = set().union(*candidates.values())
     seen: set[int] = set()
     for document in own:
@@ -197,5 +187,6 @@ def split_documents(
         held_out=held_out,
         copies=copies,
         near_copies=len(candidates) - len(held_out),
-        vendored=len(train) - len(own),
+        vendored=vendored,
+        named=len(named),
     )

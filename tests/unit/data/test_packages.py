@@ -30,6 +30,14 @@ def install(site: Path, name: str, files: dict[str, str], metadata: str = "Licen
     (info / "RECORD").write_text("".join(f"{path},,\n" for path in ["../../bin/tool.py", *files]))
 
 
+def add(site: Path, name: str, path: str, text: str) -> None:
+    """One more file of a distribution that is there."""
+    (site / path).parent.mkdir(parents=True, exist_ok=True)
+    (site / path).write_text(text)
+    record = site / f"{name.replace('-', '_') if name != 'be-ta' else 'Be_ta'}-1.0.dist-info" / "RECORD"
+    record.write_text(record.read_text() + f"{path},,\n")
+
+
 @pytest.fixture
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "site"
@@ -94,6 +102,45 @@ def test_split_by_file_and_by_package_without_leaks(text: PackageText) -> None:
     assert [(p.name, p.held_out) for p in split.packages] == [("alpha", False), ("be-ta", False), ("gamma", True)]
     facts = split.facts
     assert json.loads(json.dumps(facts)) == facts and facts["packages"][2]["licence"] == "MIT"
+
+
+def test_a_rewritten_copy_is_found_by_its_names(text: PackageText, site: Path) -> None:
+    """Not a line is the same; the folder's name, or the names that the files define, tell."""
+    parts = ("reader", "writer", "parser", "buffer", "header", "socket", "stream", "column")
+    original = "".join(f"def open_{part}_slowly(queue):\n    return queue.{part}\n\n" for part in parts)
+    rewritten = "# after gamma\n" + "".join(f"def open_{p}_slowly(q: Q) -> R:\n    return q[{p!r}]\n\n" for p in parts)
+    others = rewritten.replace("_slowly", "_quickly")
+    for package, name, body_of in (
+        ("gamma", "gamma/slow.py", original),
+        ("be-ta", "be_ta/_gamma/m1.py", body(900)),
+        ("be-ta", "be_ta/slow.py", rewritten),
+        ("be-ta", "be_ta/quick.py", others),
+        ("be-ta", "be_ta/silent.py", rewritten.replace("gamma", "nobody").replace("_slowly", "_other")),
+    ):
+        add(site, package, name, body_of)
+    split = replace(text, base=replace(text.base, held_out=0.0)).split()
+    train = {d.name for d in split.train}
+    assert {"be_ta/quick.py", "be_ta/silent.py"} <= train
+    assert not {"be_ta/_gamma/m1.py", "be_ta/slow.py"} & train and split.named == 2
+    assert split.facts["copies_by_name_removed"] == 2
+
+
+def test_tests_prose_and_descriptions_where_they_are_wanted(text: PackageText, site: Path) -> None:
+    add(site, "alpha", "alpha/guide.md", "# How to use alpha\n")
+    add(site, "gamma", "gamma/guide.md", "# How to use gamma\n")
+    metadata = site / "alpha-1.0.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text() + "\nAlpha does what nobody asked for.\n")
+    base = replace(text.base, held_out=0.0)
+    plain = {d.name for d in replace(text, base=base).split().train}
+    assert not any(name.endswith(".md") for name in plain) and "alpha/tests/test_m0.py" not in plain
+    packages = (Package(name="alpha", tests=True), Package(name="be-ta"))
+    wide = replace(text, base=base, packages=packages, suffixes=(".py", ".md"), descriptions=True)
+    split = wide.split()
+    found = {d.name: d.text for d in split.train}
+    assert set(found) - plain == {"alpha/tests/test_m0.py", "alpha/guide.md", "alpha/README.md"}
+    assert found["alpha/README.md"] == "Alpha does what nobody asked for.\n"
+    assert {d.name for d in split.held_out} == {f"gamma/m{i}.py" for i in range(4)}, "held out whole: source alone"
+    assert text_from_record(json.loads(json.dumps(asdict(wide)))) == wide
 
 
 def test_parts_of_a_whole_package_in_training_are_copies(text: PackageText, site: Path) -> None:
