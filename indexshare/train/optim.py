@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -130,6 +130,19 @@ class MixedOptimizer:
         """The model's trainable parameters, in the order in which `accumulate` takes gradients."""
         return [p for p, _ in self._pairs.values()]
 
+    @property
+    def masters(self) -> dict[str, Tensor]:
+        """The float32 weights by the parameters' names."""
+        return {name: master for name, (_, master) in self._pairs.items()}
+
+    @torch.no_grad()
+    def replace(self, weights: Mapping[str, Tensor]) -> None:
+        """Other weights of the same names, in the masters and in the model."""
+        for name, (p, master) in self._pairs.items():
+            master.copy_(weights[name])
+            if p is not master:
+                p.copy_(master)
+
     def accumulate(self, grads: Sequence[Tensor | None]) -> None:
         """Add gradients of the model's parameters, in any float dtype, to the masters' float32 gradients."""
         for (_, master), grad in zip(self._pairs.values(), grads, strict=True):
@@ -198,11 +211,7 @@ class MixedOptimizer:
             optimizer.load_state_dict(saved)
             for group, own in zip(optimizer.param_groups, settings, strict=True):
                 group.update(own)
-        with torch.no_grad():
-            for name, (p, master) in self._pairs.items():
-                master.copy_(state["masters"][name])
-                if p is not master:
-                    p.copy_(master)
+        self.replace(state["masters"])
 
 
 def _rate_name(name: str, row: LayerTensor | None, optim: OptimConfig) -> str:

@@ -39,6 +39,8 @@ class Stage:
             None for the matrices themselves.
         optim: learning rates and the like.
         schedule: of the learning rates over the stage.
+        averaged: part of the updates, the last ones, over whose weights the stage ends with the mean.
+            Nothing for 0.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Stage:
     indexer_rank: int | None = None
     optim: OptimConfig = field(default_factory=OptimConfig)
     schedule: Schedule = field(default_factory=Schedule)
+    averaged: float = 0.0
 
     def __post_init__(self) -> None:
         if self.layers is not None and (type(self.layers) is not int or self.layers < 1):
@@ -73,6 +76,8 @@ class Stage:
                 f"stage {self.name!r}: position_reach is {self.position_reach}; expected 0 or at least the "
                 f"{self.sequence_length} tokens of a row"
             )
+        if not 0.0 <= self.averaged <= 1.0:
+            raise ValueError(f"stage {self.name!r}: averaged is {self.averaged}; expected a part between 0 and 1")
         self._check_objectives()
         if self.indexer_rank is not None and (self.indexer_rank < 1 or not self.trains("indexer")):
             raise ValueError(
@@ -108,6 +113,10 @@ class Stage:
     def steps(self) -> int:
         """Updates in the stage."""
         return -(-self.tokens // self.batch_tokens)
+
+    def averages(self, step: int) -> bool:
+        """Whether the weights after so many updates of the stage count for the mean that it ends with."""
+        return step > self.steps - round(self.averaged * self.steps)
 
     def objective(self, kind: type[_Kind]) -> _Kind | None:
         """The stage's objective of a kind, if it has one."""

@@ -17,6 +17,7 @@ from indexshare.data.batch import Batch
 from indexshare.data.positions import stretched_positions
 from indexshare.data.sources import Mixture
 from indexshare.model.glm import GlmMoeDsa
+from indexshare.train.averaging import WeightAverage
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
 from indexshare.train.evaluate import held_out_bits_per_byte
 from indexshare.train.history import History
@@ -100,8 +101,16 @@ class Trainer:
         factor = stage.schedule.factor(self.stage_step, stage.steps)
         self.optimizer.step(factor)
         self.stage_step, self.step = self.stage_step + 1, self.step + 1
+        self._average()
         self.tokens += stage.batch_tokens
         return metrics | {"lr_factor": factor}
+
+    def _average(self) -> None:
+        """Where the stage averages, take the weights of this update, and after the last one the mean in their place."""
+        if self.stage.averages(self.stage_step):
+            self.average.add(self.optimizer.masters)
+            if self.stage_step == self.stage.steps:
+                self.optimizer.replace(self.average.mean)
 
     def _way_back(self) -> str:
         """What is left to go on from after an update that failed."""
@@ -148,6 +157,7 @@ class Trainer:
             },
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state(),
             "data": self.mixture.state(),
             "rng": torch.get_rng_state(),
             "history": self.history.state(),
@@ -196,6 +206,8 @@ class Trainer:
         self.history = History(saved["history"]) if "history" in saved else History.assumed(self.recipe, begun)
         self.notes += self.history.resume(self.recipe, self.stage_step, self.directory)
         self.optimizer.load_state_dict(saved["optimizer"])
+        if "average" in saved:  # older checkpoints have none
+            self.average.restore(saved["average"], self.device)
         self.mixture.restore(saved["data"])
         torch.set_rng_state(saved["rng"])
 
@@ -216,6 +228,7 @@ class Trainer:
             parameter.requires_grad_(self.stage.trains(part_of(name)) and not plain_indexer)
         self.model: GlmMoeDsa = model.train()
         self.optimizer = MixedOptimizer(model, config, self.stage.optim)
+        self.average = WeightAverage()
         seed = self.recipe.seed + _SEED_STRIDE * self._data_stage
         self.mixture: Mixture = self.data.mixture(self.stage, seed)
 
