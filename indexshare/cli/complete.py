@@ -16,6 +16,7 @@ from indexshare.config.environment import prefix_directory
 from indexshare.text.files import plural
 
 if TYPE_CHECKING:
+    from indexshare.engine.params import SamplingParams
     from indexshare.repository.context import PackedContext
     from indexshare.repository.source_tree import Cursor
     from indexshare.text.files import SkippedFile
@@ -42,10 +43,9 @@ def complete(
 ) -> None:
     """Complete source code at a cursor, with a source tree in the context.
 
-    The continuation is printed as it is made, then what it cost (on standard error). Files that the text
-    before the cursor imports are nearest to it; the least relevant that do not fit are left out. A model that has
-    learned to fill gaps also gets the text after the cursor, and stops where the gap ends. What was read is kept in
-    files: the next completion in the same tree begins with it.
+    The continuation is printed as it is made, then what it cost (on standard error). Files that the text before the
+    cursor imports are nearest to it; the least relevant that do not fit are left out. A model that has learned to fill
+    gaps also gets the text after the cursor, and stops where the gap ends. What was read is kept for the next time.
 
     Parameters
     ----------
@@ -57,7 +57,7 @@ def complete(
     max_context_tokens
         Most tokens of context: 16,384, or what the model has room for, unless given.
     suffix
-        Use the text after the cursor, if the model has learned to; at most a quarter of the context.
+        Use the text after the cursor, if the model has learned to.
     stats
         Also say what drafts were good for; those that stayed are green on a terminal.
     no_cache_dir
@@ -67,38 +67,41 @@ def complete(
     """
     from indexshare.repository.source_tree import read_cursor
 
-    if no_cache_dir and model_options is not None and model_options.cache_dir is not None:
-        raise ValueError(f"--no-cache-dir and --cache-dir {model_options.cache_dir} contradict each other; give one")
     options, sampling = model_options or ModelOptions(), sampling or SamplingOptions()
-    defaults = options.generation()
+    if no_cache_dir and options.cache_dir is not None:
+        raise ValueError(f"--no-cache-dir and --cache-dir {options.cache_dir} contradict each other; give one")
+    defaults, tokenizer = options.generation(), options.tokenizer()
     params = sampling.fitted(sampling.params(defaults), options.context() // 2)
-    each_sample = sampling.each_sample(params)
-    cursor = read_cursor(place)
-    tokenizer = options.tokenizer()
+    cursor, each_sample = read_cursor(place), sampling.each_sample(params)
     budget = _budget(max_context_tokens, options, params.max_tokens)
     gap = _gap(cursor, tokenizer, budget) if suffix else None
-    packed = _pack(cursor, context, tokenizer, budget - len(tokenizer.around[0]) - (0 if gap is None else gap.room))
-    prompt = encode_context(packed, tokenizer, gap)
-    if gap is not None:
-        each_sample = [replace(each, stop_token_ids=(*each.stop_token_ids, *gap.tokens.ids)) for each in each_sample]
+    packed = _pack(cursor, context, tokenizer, budget - len(tokenizer.around[0]) - (gap.room if gap else 0))
+    prompt, each_sample = encode_context(packed, tokenizer, gap), [gap.ending(p) if gap else p for p in each_sample]
     if not json:
         _announce(cursor, packed, gap)
         sampling.announce(params, defaults)
     room = len(prompt) + params.max_tokens if len(each_sample) == 1 else None
     llm = options.load(tokenizer, cache_tokens=room, cache_dir=None if no_cache_dir else prefix_directory())
+    prompts = [prompt] * len(each_sample)
     if not json:
         described = f"{plural(len(prompt), 'token')} of context from {plural(len(packed.files), 'file')}"
-        write_each(llm, [prompt] * len(each_sample), each_sample, lambda output: described, show_drafts=stats)
-        return
-    texts = [as_json(output, tokenizer) for output in llm.generate([prompt] * len(each_sample), each_sample)]
-    made = texts[0] if len(texts) == 1 else {"completions": texts}
-    where = {"file": str(cursor.path), "line": cursor.line, "column": cursor.column}
-    where |= {"suffix_tokens": 0 if gap is None else len(gap.after)}
-    print_json({"model": options.model} | where | made | _files(packed))
+        return write_each(llm, prompts, each_sample, lambda output: described, show_drafts=stats)
+    texts = [as_json(output, tokenizer) for output in llm.generate(prompts, each_sample)]
+    print_json({"model": options.model} | _where(cursor) | _made(texts) | _files(packed, gap))
 
 
-def _files(packed: PackedContext) -> dict[str, Any]:
+def _where(cursor: Cursor) -> dict[str, Any]:
+    return {"file": str(cursor.path), "line": cursor.line, "column": cursor.column}
+
+
+def _made(texts: list[dict[str, Any]]) -> dict[str, Any]:
+    """One completion, or all of them."""
+    return texts[0] if len(texts) == 1 else {"completions": texts}
+
+
+def _files(packed: PackedContext, gap: Gap | None) -> dict[str, Any]:
     return {
+        "suffix_tokens": len(gap.after) if gap else 0,
         "files": [asdict(entry) for entry in packed.files],
         "left_out": list(packed.left_out),
         "skipped": [asdict(entry) for entry in packed.skipped],
@@ -116,6 +119,10 @@ class Gap:
     def room(self) -> int:
         """Tokens that it takes in the prompt."""
         return len(self.after) + len(self.tokens.ids)
+
+    def ending(self, params: SamplingParams) -> SamplingParams:
+        """The same, but that none of the tokens belongs into a middle: they end it, as the end of text does."""
+        return replace(params, stop_token_ids=(*params.stop_token_ids, *self.tokens.ids))
 
 
 def _gap(cursor: Cursor, tokenizer: Tokenizer, budget: int) -> Gap | None:
