@@ -25,7 +25,7 @@ from indexshare.config.public import (
     take_dtype,
 )
 from indexshare.config.rope import ALL_KINDS, RopeParameters
-from indexshare.config.variant import Everything, GroupedAttention, Variant
+from indexshare.config.variant import ContentSelection, Everything, GroupedAttention, Variant
 
 if TYPE_CHECKING:
     from indexshare.config.model import ModelConfig
@@ -173,10 +173,11 @@ def check(config: ModelConfig) -> None:
     if config.model_type not in FAMILIES:
         return
     family, attention = FAMILIES[config.model_type], config.variant.attention
-    if not isinstance(attention, GroupedAttention) or config.selects:
+    selection = config.variant.selection
+    if not isinstance(attention, GroupedAttention) or not isinstance(selection, Everything | ContentSelection):
         raise ValueError(
-            f"model_type is {config.model_type!r}, whose attention is of the kind 'gqa' and attends to everything; "
-            f"the variant is {config.variant.to_public()}"
+            f"model_type is {config.model_type!r}, whose attention is of the kind 'gqa', to everything or to what "
+            f"indexers choose by content; the variant is {config.variant.to_public()}"
         )
     biases = {"none": (False, False), "qkv": (True, False)}.get(family.bias)
     if biases is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from indexshare.config import families
+from indexshare.config import families, retrofitted
 from indexshare.config.arguments import plain_integer, shown
 from indexshare.config.fields import check_fields
 from indexshare.config.public import (
@@ -243,6 +243,8 @@ class ModelConfig:
         Raises:
             ValueError: another architecture, an unknown key (the nearest known one is named), or a bad value.
         """
+        if retrofitted.is_one(data):
+            return cls(**retrofitted.from_public(data))
         if families.is_one(data):
             return cls(**families.from_public(data))
         keys = [item for item in dataclasses.fields(cls) if item.name not in ("extra", "variant")]
@@ -251,7 +253,7 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         """The public `config.json` form; every key that vLLM, SGLang and transformers look for is written."""
         if self.model_type in families.FAMILIES:
-            return families.to_public(self)
+            return retrofitted.to_public(self) if self.selects else families.to_public(self)
         data: dict[str, Any] = {key: value for key, value in self.extra.items() if key != DTYPE_MISSING}
         for item in dataclasses.fields(self):
             if item.name not in ("extra", "rope_parameters", "quantization_config", "variant"):

@@ -30,6 +30,7 @@ from indexshare.engine.saved_prefixes import SavedPrefixes
 from indexshare.engine.scheduler import PREFILL_CHUNK, Row, Scheduler
 from indexshare.engine.scoring import Scorer
 from indexshare.engine.text import TextAssembler
+from indexshare.model.attention.grouped import TILE
 from indexshare.model.forward_pass import attention_limit
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.step.native_step import MAX_ROWS
@@ -154,8 +155,8 @@ class Engine:
         if prefix_cache:
             selects = model.config.selects
             first = attention_limit(model.config, full_attention_below) if selects else cache.block_size
-            # Attention to everything multiplies keys in a way that depends on where a prompt is cut.
-            step = math.lcm(cache.block_size, token_budget) if least is None or not selects else None
+            step = None if selects else math.lcm(cache.block_size, TILE)
+            step = step if least is not None else math.lcm(cache.block_size, token_budget)
             drafts = cache.has_draft_layer
             self.prefixes = PrefixCache(
                 self.allocator, first=first, step=step, left=least or 1, ahead=int(drafts), late=MOST_WAITING * drafts

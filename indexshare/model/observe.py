@@ -23,8 +23,9 @@ class IndexTensors:
 class AttentionRecord:
     """One layer's attention inputs.
 
-    `queries` `[N, A, R]` are absorbed queries, `latents` `[N, R]` this batch's latent rows, `scale` the softmax
-    scale; `index` is None in Shared layers; `source` is the Full layer whose selection this layer attends to.
+    `queries` `[N, A, R]` are absorbed queries, `latents` `[N, R]` this batch's latent rows (with grouped-query
+    attention the keys of all groups in one row, and zeros in the queries where those of other groups are), `scale` the
+    softmax scale; `index` is None in Shared layers; `source` is the Full layer whose selection this layer attends to.
     """
 
     layer: int

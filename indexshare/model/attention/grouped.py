@@ -17,8 +17,13 @@ from indexshare.model.attention.base import Attention
 from indexshare.model.forward_pass import ForwardPass
 from indexshare.model.indexer import Indexer
 from indexshare.model.norm import RMSNorm
+from indexshare.model.observe import AttentionRecord
 from indexshare.model.selection import Selection, dense_rows
 from indexshare.ops.coded.rows import Rows
+
+# Queries are attended with in tiles that begin at multiples of this position, so that products have the same sizes, and
+# rows the same bits, whether a prompt is read at once or goes on where another one ended.
+TILE = 256
 
 
 class GroupedQuery(Attention):
@@ -40,13 +45,18 @@ class GroupedQuery(Attention):
         self.scale = self.width**-0.5
 
     def forward(self, x: Tensor, pass_: ForwardPass, selection: Selection | None) -> tuple[Tensor, Selection]:
-        self._write(x, pass_)
+        keys, tensors = self._write(x, pass_), None
         if self.indexer is not None and self.layer not in pass_.reusing:
-            selection, _ = self.indexer(x, x, pass_)
+            selection, tensors = self.indexer(x, x, pass_)
         elif not self.selects:
             selection = everything(x, pass_) if selection is None else selection
-        selection = self.inherited(selection)
-        return self.attend(self.queries(x, pass_.rope), pass_.view, selection), selection
+        selection, q = self.inherited(selection), self.queries(x, pass_.rope)
+        if pass_.observer is not None and pass_.shows_attention:
+            record = AttentionRecord(
+                self.layer, self.source, pass_.view, selection, self.spread(q), keys, self.scale, tensors
+            )
+            pass_.observer.attention(record)
+        return self.attend(q, pass_.view, selection), selection
 
     def store(self, x: Tensor, pass_: ForwardPass) -> None:
         """Keys and values, and the indexer's keys if it has one."""
@@ -58,9 +68,16 @@ class GroupedQuery(Attention):
         """Queries of x over what an earlier pass wrote, `[N, hidden]`."""
         return self.attend(self.queries(x, pass_.rope), pass_.view, selection)
 
-    def _write(self, x: Tensor, pass_: ForwardPass) -> None:
-        pass_.view.write(self.layer, KEYS, self.keys(x, pass_.rope).flatten(1))
+    def _write(self, x: Tensor, pass_: ForwardPass) -> Tensor:
+        keys = self.keys(x, pass_.rope).flatten(1)
+        pass_.view.write(self.layer, KEYS, keys)
         pass_.view.write(self.layer, VALUES, self.v_proj(x))
+        return keys
+
+    def spread(self, q: Tensor) -> Tensor:
+        """Queries `[N, A, D]` as `[N, A, G * D]`, zeros where the keys of other groups are: one row of keys for all."""
+        own = torch.eye(self.groups, dtype=q.dtype, device=q.device)
+        return torch.einsum("ngrd,gh->ngrhd", q.unflatten(1, (self.groups, -1)), own).flatten(3).flatten(1, 2)
 
     def queries(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """Turned queries `[N, A, D]`."""
@@ -109,12 +126,16 @@ class GroupedQuery(Attention):
         return ops.sparse_grouped(rows, keys, values, slots, self.scale, self.groups)
 
     def _attend_dense(self, q: Tensor, view: BatchView, sequence: int, span: Span) -> Tensor:
-        """Causal attention `[rows, A, D]` of a sequence's leading rows."""
-        keys, values = (
-            self._by_head(view.stored(self.layer, stream, sequence), span.past + q.shape[0])
-            for stream in (KEYS, VALUES)
-        )
-        return ops.dense_attention(q, keys, values, span.past, self.scale)
+        """Causal attention `[rows, A, D]` of a sequence's leading rows, tile by tile."""
+        stop = span.past + q.shape[0]
+        keys, values = (self._by_head(view.stored(self.layer, stream, sequence), stop) for stream in (KEYS, VALUES))
+        parts, first = [], span.past
+        while first < stop:
+            last = min(stop, (first // TILE + 1) * TILE)
+            rows = q[first - span.past : last - span.past]
+            parts.append(ops.dense_attention(rows, keys[:last], values[:last], first, self.scale))
+            first = last
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _by_head(self, rows: Rows, count: int) -> Tensor:
         return rows[:count].unflatten(1, (self.groups, -1))

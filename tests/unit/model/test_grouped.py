@@ -119,15 +119,17 @@ def test_the_engine_writes_what_the_model_says(model: GlmMoeDsa) -> None:
     assert llm.generate(prompts[0], params)[0].stats.index_passes_saved > 0
 
 
-def test_a_dense_model_starts_with_known_beginnings() -> None:
+@pytest.mark.parametrize("length", [600, 769, 1003])
+def test_a_dense_model_starts_with_known_beginnings(length: int) -> None:
+    """To the same bits: what is computed anew is computed in the same tiles."""
     model = made(grouped(selects=False))
-    params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True)
-    prompt = [int(i) for i in torch.randint(256, (220,), generator=torch.Generator().manual_seed(2))]
-    cold, warm = LLM(model, cache_tokens=1024, prefix_cache=False), LLM(model, cache_tokens=1024, prefill_chunk=64)
-    expected = cold.generate(prompt, params)[0].token_ids
-    first, second = warm.generate(prompt, params)[0], warm.generate(prompt, params)[0]
-    assert first.token_ids == second.token_ids == expected
-    assert first.stats.cached_tokens == 0 and second.stats.cached_tokens == 192
+    params = SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True, logprobs=5)
+    prompt = [int(i) for i in torch.randint(256, (length,), generator=torch.Generator().manual_seed(2))]
+    cold, warm = LLM(model, cache_tokens=2048, prefix_cache=False), LLM(model, cache_tokens=4096)
+    expected, first = cold.generate(prompt, params)[0], warm.generate(prompt[:-30], params)[0]
+    second = warm.generate(prompt, params)[0]
+    assert second.token_ids == expected.token_ids and second.logprobs == expected.logprobs
+    assert first.stats.cached_tokens == 0 and second.stats.cached_tokens == (length - 30) // 256 * 256
     assert second.stats.index_passes_run == second.stats.index_passes_saved == 0
 
 
