@@ -1,5 +1,6 @@
 """Recipes: all of the repository load and are consistent, and what cannot work is refused before it starts."""
 
+import json
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from indexshare.data.corpus import TextFolder
 from indexshare.data.packages import PackageText
 from indexshare.data.sources import source_names
 from indexshare.planner.memory import count_parameters
+from indexshare.text.fill import learned_fill
+from indexshare.text.tokenizer import Tokenizer
 from indexshare.train.loop import run
 from indexshare.train.objectives import Balance, Draft, Indexer, NextToken, Progress
 from indexshare.train.optim import OptimConfig, Schedule
@@ -75,6 +78,42 @@ def test_nano_is_small_enough_to_ship() -> None:
     recipe = load_recipe(ROOT / "recipes" / "nano.py")
     assert 2 * count_parameters(recipe.model).total <= NANO_BYTES
     assert recipe.model.share_plan.full_layers == (0, 1, 2, 6, 10)
+
+
+def test_nano_learns_forms_and_gaps_from_nothing() -> None:
+    recipe = load_recipe(ROOT / "recipes" / "nano.py")
+    assert recipe.start is None and recipe.dtype == "auto"
+    first, *others = recipe.stages
+    assert first.layers == 3 and set(range(3)) <= set(recipe.model.share_plan.full_layers)
+    assert all(stage.weights["fill"] >= 0.1 and stage.weights["lookup"] > 0 for stage in recipe.stages)
+    assert all(stage.weights["forms"] >= 0.1 for stage in others), "rows of 256 are too short for them"
+    assert recipe.stages[-1].averaged > 0
+    text = recipe.text
+    assert isinstance(text, PackageText) and text.descriptions
+    names = {package.name for package in text.packages}
+    assert "typer" not in names and names.isdisjoint(package.name for package in text.whole)
+
+
+def test_a_rehearsal_of_nano(sources: Path, model_config: ModelConfig, tmp_path: Path) -> None:
+    """An update of every stage with a tiny model and short rows: what would fail hours into the run."""
+    recipe = load_recipe(ROOT / "recipes" / "nano.py")
+    stages = tuple(_rehearsed(stage, model_config) for stage in recipe.stages)
+    text = TextFolder(path=str(sources), held_out=0.2)
+    small = replace(recipe, model=model_config, text=text, stages=stages, held_out_windows=1, keep=())
+    folder = run(small, tmp_path, quiet=True)
+    assert folder is not None and load_model(folder).plan == model_config.share_plan
+    assert learned_fill(Tokenizer.load(folder)) is not None
+    record = json.loads((folder / "training.json").read_text())
+    assert record["seed"] == 0 and len(record["data"]["data_hash"]) == 64 and len(record["stages"]) == len(stages)
+
+
+def _rehearsed(stage: Stage, model: ModelConfig) -> Stage:
+    length = max(32, stage.sequence_length // 32)
+    return replace(
+        stage, tokens=length, sequence_length=length, batch_tokens=length, micro_tokens=length,
+        position_reach=min(stage.position_reach, model.max_position_embeddings),
+        plan=None if stage.plan is None else model.share_plan,
+    )  # fmt: skip
 
 
 def test_tiny_runs_from_end_to_end(tmp_path: Path) -> None:
