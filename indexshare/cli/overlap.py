@@ -153,23 +153,34 @@ def _explain(subject: Subject, options: WindowOptions, position: int, sizes: tup
 def _measure(
     subject: Subject, options: WindowOptions, sizes: tuple[int, ...], queries: int, file: Path | None, text: TextOptions
 ) -> list[OverlapReport]:
-    from indexshare.sharing.overlap import measure_overlap
     from indexshare.sharing.windows import check_window
 
     for length in sizes:
         check_window(subject.model.config, length)
     taken = [options.take(subject, length) for length in sizes]
     kept = _state(subject, options, taken, queries, file)
-    reports = []
-    with MeasuringBar() as bar:
-        for windows in taken:
-            with bar.stage(f"overlap at {windows.shape[1]:,} tokens") as progress:
-                reports.append(
-                    measure_overlap(
-                        subject.model, windows, queries=queries, seed=options.seed, state=kept, progress=progress
-                    )
-                )
-    return reports
+    try:
+        with MeasuringBar() as bar:
+            return [_one_length(subject, windows, queries, options.seed, kept, bar) for windows in taken]
+    except KeyboardInterrupt:
+        note(stopped(file))
+        raise
+
+
+def _one_length(
+    subject: Subject, windows: Tensor, queries: int, seed: int, kept: StateFile, bar: MeasuringBar
+) -> OverlapReport:
+    from indexshare.sharing.overlap import measure_overlap
+
+    with bar.stage(f"overlap at {windows.shape[1]:,} tokens") as progress:
+        return measure_overlap(subject.model, windows, queries=queries, seed=seed, state=kept, progress=progress)
+
+
+def stopped(file: Path | None) -> str:
+    """What to say after Ctrl+C of work whose state is kept in `file`, if in any."""
+    if file is None:
+        return "stopped; with --state FILE the same command would go on from here"
+    return f"stopped; what was measured is kept in {file}, and the same command goes on from there"
 
 
 def _state(subject: Subject, options: WindowOptions, taken: list[Tensor], queries: int, file: Path | None) -> StateFile:

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 
 from indexshare.cli.measuring import MeasuringBar
 from indexshare.cli.output import console, note, print_json, print_pairs, print_table
-from indexshare.cli.overlap import WindowOptions
+from indexshare.cli.overlap import WindowOptions, stopped
 from indexshare.cli.suite_options import TextOptions, parse_lengths
 
 if TYPE_CHECKING:
@@ -202,6 +202,9 @@ def _trial(
         )  # fmt: skip
         try:
             yield trial
+        except KeyboardInterrupt:
+            note(stopped(file))
+            raise
         finally:
             trial.keep_now()
 

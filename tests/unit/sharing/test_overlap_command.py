@@ -100,3 +100,27 @@ def test_the_same_command_goes_on(run: Run, full_dir: Path, text_dir: Path, tmp_
 def test_what_it_refuses(run: Run, full_dir: Path, text_dir: Path, arguments: tuple[str, ...], words: str) -> None:
     done = run("overlap", full_dir, "--text", text_dir, *arguments)
     assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("verb", [("overlap", "--lengths", "64"), ("search", "--keep", "2", "--length", "64")])
+def test_a_stop_says_how_to_go_on(
+    run: Run, full_dir: Path, text_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]
+) -> None:
+    from indexshare.cli.measuring import MeasuringBar
+
+    calls = 0
+
+    def stop(self: MeasuringBar, done: int, total: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+
+    name, *rest = verb
+    command = (name, full_dir, *rest, "--text", text_dir, "--windows", "2", "--state", tmp_path / "s.json", "--json")
+    with monkeypatch.context() as patch:
+        patch.setattr(MeasuringBar, "__call__", stop)
+        stopped = run(*command)
+    assert stopped.code == 130 and "the same command goes on from there" in stopped.err and stopped.out == ""
+    again = run(*command)
+    assert again.code == 0 and json.loads(again.out)
