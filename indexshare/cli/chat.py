@@ -17,7 +17,7 @@ from indexshare.cli.options import ModelOptions, SamplingOptions
 from indexshare.cli.output import note, write
 from indexshare.cli.prompts import read_prompt
 from indexshare.cli.streaming import ReadingBar, cost_lines
-from indexshare.text.answer_parser import Call, Reasoning, Text
+from indexshare.text.answer_parser import KEY, Call, Reasoning, Text
 from indexshare.text.effort import EFFORTS
 from indexshare.text.files import check_can_write, plural
 
@@ -207,8 +207,9 @@ class Session:
 
     def tools(self, _: str) -> None:
         """Offer the tools, or stop."""
-        if "tools" not in self.talk.template.variables:
-            raise ValueError("this model's chat template has no tools")
+        template = self.talk.template
+        if "tools" not in template.variables or KEY not in template.source:
+            raise ValueError("this model's chat template has no tools, or writes calls in a form that is not read here")
         self.talk.tools = [] if self.talk.tools else list(TOOLS)
         names = ", ".join(tool["function"]["name"] for tool in self.talk.tools)
         note(f"tools: {names or 'none'}")

@@ -13,7 +13,7 @@ from indexshare.config.shipped import model_directory
 from indexshare.engine.admission import CapacityError, check_capacity, check_prompt
 from indexshare.engine.params import SamplingParams
 from indexshare.serve.errors import ApiError, bad
-from indexshare.text.answer_parser import END_THINK, THINK
+from indexshare.text.answer_parser import END_THINK, KEY, THINK
 from indexshare.text.chat_template import ChatTemplate
 from indexshare.text.conversation import ends_in_reasoning, plain_messages, plain_tools
 from indexshare.text.effort import thinking_variables
@@ -114,6 +114,10 @@ class ServedModel:
             offered = plain_tools(tools)
             if offered and "tools" not in template.variables:
                 raise ValueError("this model's chat template has no tools; leave them out")
+            if offered and KEY not in template.source:
+                raise ValueError(
+                    "this model's chat template writes calls in a form that is not read here; leave tools out"
+                )
             said = thinking_variables(effort, variables or {}, template.variables)
             text = template.render(
                 plain_messages(messages), answer_follows=answer_follows, tools=offered or None, **said
