@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -37,6 +38,7 @@ class EventStream(Response):
         super().__init__(media_type="text/event-stream", headers=_HEADERS)
         del self.headers["content-length"]
         self._events, self._close, self._alive = events, close, alive
+        self._writing, self._last = asyncio.Lock(), time.monotonic()
 
     async def __call__(self, scope: Any, receive: Receive, send: Any) -> None:
         """Send everything, or as much as there is somebody to read."""
@@ -47,24 +49,27 @@ class EventStream(Response):
             self._close()
 
     async def _pump(self, send: Any) -> None:
-        waiting: asyncio.Task[str] | None = None
+        """Events as they come; signs of life from a task beside, so that an event costs no timer."""
+        staying = asyncio.ensure_future(self._stay_alive(send))
         try:
-            while True:
-                waiting = waiting or asyncio.ensure_future(anext(self._events))  # type: ignore[arg-type]
-                done, _ = await asyncio.wait({waiting}, timeout=_ALIVE_S)
-                text = self._alive
-                if done:
-                    try:
-                        text, waiting = waiting.result(), None
-                    except StopAsyncIteration:
-                        break
-                await send({"type": "http.response.body", "body": text.encode("utf-8"), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            async for text in self._events:
+                await self._write(send, text)
+            async with self._writing:
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         finally:
-            if waiting is not None:
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
+            staying.cancel()
             await self._events.aclose()  # type: ignore[attr-defined]
+
+    async def _write(self, send: Any, text: str) -> None:
+        async with self._writing:
+            self._last = time.monotonic()
+            await send({"type": "http.response.body", "body": text.encode("utf-8"), "more_body": True})
+
+    async def _stay_alive(self, send: Any) -> None:
+        while True:
+            await asyncio.sleep(max(0.1, self._last + _ALIVE_S - time.monotonic()))
+            if time.monotonic() >= self._last + _ALIVE_S:
+                await self._write(send, self._alive)
 
 
 async def until_gone(request: Request, work: Coroutine[Any, Any, Response]) -> Response:

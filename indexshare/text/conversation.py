@@ -43,7 +43,7 @@ def _plain(message: Mapping[str, Any], name: str) -> dict[str, Any]:
         plain["tool_call_id"] = message["tool_call_id"]
     if role != "assistant":
         return plain
-    reasoning = message.get("reasoning_content", message.get("reasoning"))
+    reasoning = message.get("reasoning_content") or message.get("reasoning")
     if isinstance(reasoning, str) and reasoning:
         plain["reasoning_content"] = reasoning
     calls = message.get("tool_calls")
