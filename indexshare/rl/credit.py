@@ -73,7 +73,8 @@ class Shares:
 def discounted_sums(deltas: np.ndarray, factor: float) -> np.ndarray:
     """`sums[t] = deltas[t] + factor * sums[t + 1]`, float64 [N], in chunks that are one product each."""
     sums = np.empty(len(deltas), dtype=np.float64)
-    distance = np.arange(_CHUNK)[None, :] - np.arange(_CHUNK)[:, None]
+    most = min(_CHUNK, len(deltas))
+    distance = np.arange(most)[None, :] - np.arange(most)[:, None]
     powers = np.where(distance >= 0, np.power(float(factor), np.maximum(distance, 0)), 0.0)
     behind = 0.0
     for start in range((len(deltas) - 1) // _CHUNK * _CHUNK, -1, -_CHUNK):

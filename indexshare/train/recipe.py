@@ -283,6 +283,14 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         ValueError: no such file, or it has no function `recipe` that returns a Recipe.
     """
+    result = recipe_object(path)
+    if not isinstance(result, Recipe):
+        raise ValueError(f"{Path(path)} has no function `recipe` that returns a Recipe")
+    return result
+
+
+def recipe_object(path: str | Path) -> object:
+    """What the function `recipe` of a Python file returns, whatever it is; None without one. Errors: `load_recipe`."""
     file = Path(path)
     if not file.is_file() or file.suffix != ".py":
         kind = "is a folder" if file.is_dir() else "is not a Python file" if file.is_file() else "does not exist"
@@ -293,14 +301,11 @@ def load_recipe(path: str | Path) -> Recipe:
     try:
         spec.loader.exec_module(module)
         make = getattr(module, "recipe", None)
-        result = make() if callable(make) else None
+        return make() if callable(make) else None
     except ValueError as error:  # says itself what is wrong with the run that the file describes
         raise ValueError(f"{_place(error, file)}: {error}") from error
     except Exception as error:  # whatever the user's file does wrong, the line where it did
         raise ValueError(f"{_place(error, file)}: {type(error).__name__}: {error}") from error
-    if not isinstance(result, Recipe):
-        raise ValueError(f"{file} has no function `recipe` that returns a Recipe")
-    return result
 
 
 def _place(error: Exception, file: Path) -> str:

@@ -24,7 +24,7 @@ from indexshare.train.recipe import Recipe, load_recipe, missing_ancestor, start
 from indexshare.train.stages import Stage, index_share, indexer_warmup, pretrain, sparse
 
 ROOT = Path(__file__).resolve().parents[3]
-RECIPES = sorted((ROOT / "recipes").glob("*.py"))
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*.py") if not path.stem.startswith("rl_"))
 NANO_BYTES = 25_000_000
 
 
