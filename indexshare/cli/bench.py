@@ -66,10 +66,10 @@ class BenchOptions:
     kernel_context: int | None = None
     threads: int | None = None
 
-    def settings(self, context: int, *, selects: bool = True) -> BenchSettings:
+    def settings(self, context: int, *, selects: bool = True, has_kernels: bool = True) -> BenchSettings:
         """For a model made for `context` positions, with what was not given filled in.
 
-        One that attends to everything has no kernels of the selection, and no other forms.
+        One that attends to everything has no other forms, and not every attention has kernels of its own.
         """
         import torch
 
@@ -81,7 +81,7 @@ class BenchOptions:
             decode_tokens=self.decode_tokens,
             repeats=self.repeats,
             budget_s=self.budget,
-            parts=self.parts or (PARTS if selects else tuple(part for part in PARTS if part != "kernels")),
+            parts=self.parts or (PARTS if has_kernels else tuple(part for part in PARTS if part != "kernels")),
             variants=self.variants or (VARIANTS if selects else VARIANTS[:1]),
             kernel_context=min(_KERNEL_CONTEXT, context) if self.kernel_context is None else self.kernel_context,
             threads=torch.get_num_threads() if self.threads is None else self.threads,
@@ -117,7 +117,7 @@ def bench(
 
     subject = Subject.find(model, dtype, *(cache or CacheOptions()).names)
     settings = (options or BenchOptions()).settings(
-        subject.config.max_position_embeddings, selects=subject.config.selects
+        subject.config.max_position_embeddings, selects=subject.config.selects, has_kernels=subject.has_kernels
     )
     with MeasuringBar() as bar:
         report = run_bench(subject, settings, shlex.join(["indexshare", *sys.argv[1:]]), bar)

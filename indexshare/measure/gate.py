@@ -15,6 +15,7 @@ from torch import Tensor
 from indexshare import ops
 from indexshare.config import ModelConfig
 from indexshare.config.grouped import settings_of
+from indexshare.config.variant import GroupedAttention
 from indexshare.engine.llm import LLM
 from indexshare.engine.params import SamplingParams
 from indexshare.measure.operands import AttentionOperands, IndexOperands
@@ -48,16 +49,19 @@ class Check:
 
 def check_operations(config: ModelConfig, dtype: torch.dtype) -> list[Check]:
     """Every operation that has a fast form, on random samples in the model's shapes (few experts)."""
+    experts = _check_experts(config, dtype) if config.has_experts else []
     if not config.selects:
-        return [*_check_grouped(config, dtype), *(_check_experts(config, dtype) if config.has_experts else ())]
+        return [*_check_grouped(config, dtype), *experts]
     keys = 4 * config.index_topk + ROWS + 5  # more than the selection, and no round number
     index = IndexOperands.random(config, dtype, ROWS, keys)
     chosen = ops.select_topk(*index)
+    if isinstance(config.variant.attention, GroupedAttention):
+        return [*_check_selection(index, chosen, dtype), *_check_grouped(config, dtype, chosen, keys), *experts]
     attention = AttentionOperands.random(config, dtype, chosen, keys)
     return [
         *_check_selection(index, chosen, dtype),
         Check(what="sparse attention", value=_error("sparse_mla", *attention), bound=ERROR[dtype]),
-        *_check_experts(config, dtype),
+        *experts,
     ]
 
 
@@ -66,13 +70,20 @@ def gate_context(config: ModelConfig) -> int:
     return min((config.index_topk if config.selects else ROWS) + 64, config.max_position_embeddings - 1)
 
 
-def _check_grouped(config: ModelConfig, dtype: torch.dtype) -> list[Check]:
-    """Attention of a few tokens to everything before them."""
-    own, generator, first = settings_of(config), torch.Generator().manual_seed(4), 5 * ROWS + 3
-    shapes = ((ROWS, config.num_attention_heads), *[(first + ROWS, own.kv_heads)] * 2)
+def _check_grouped(
+    config: ModelConfig, dtype: torch.dtype, chosen: Tensor | None = None, keys: int = 6 * ROWS + 3
+) -> list[Check]:
+    """Attention of a few tokens to everything before them, and to the keys that were chosen, if any were."""
+    own, generator = settings_of(config), torch.Generator().manual_seed(4)
+    shapes = ((ROWS, config.num_attention_heads), *[(keys, own.kv_heads)] * 2)
     q, k, v = (torch.randn(*shape, own.head_dim, generator=generator).to(dtype) for shape in shapes)
-    error = _error("dense_attention", q, k, v, first, own.head_dim**-0.5)
-    return [Check(what="attention", value=error, bound=ERROR[dtype])]
+    scale = own.head_dim**-0.5
+    first = keys - ROWS
+    checks = [Check(what="attention", value=_error("dense_attention", q, k, v, first, scale), bound=ERROR[dtype])]
+    if chosen is not None:
+        error = _error("sparse_grouped", q, k.flatten(1), v.flatten(1), chosen, scale, own.kv_heads)
+        checks.append(Check(what="sparse attention", value=error, bound=ERROR[dtype]))
+    return checks
 
 
 def _check_selection(index: IndexOperands, chosen: Tensor, dtype: torch.dtype) -> list[Check]:

@@ -85,8 +85,12 @@ class BenchSettings:
                 f"--lengths {max(self.lengths)} and {self.decode_tokens} tokens after it need {longest} positions; "
                 f"{subject.name} was made for {context}"
             )
-        if "kernels" in self.parts and not subject.config.selects:
-            raise ValueError(f"{subject.name} attends to everything: it has no kernels of a selection; leave them out")
+        if "kernels" in self.parts and not subject.has_kernels:
+            kinds = f"{subject.config.variant.attention.kind!r}, selection {subject.config.variant.selection.kind!r}"
+            raise ValueError(
+                f"kernels are measured alone for latent attention that selects; {subject.name} has attention {kinds}: "
+                "leave kernels out of --parts"
+            )
         if "kernels" in self.parts and self.kernel_context <= subject.config.index_topk:
             raise ValueError(
                 f"--kernel-context is {self.kernel_context}; {subject.name} selects {subject.config.index_topk} keys, "

@@ -72,6 +72,11 @@ class Subject:
         """How the cache keeps everything, and index keys: for `runs.engine_for`."""
         return self.cache_dtype, self.index_cache_dtype
 
+    @property
+    def has_kernels(self) -> bool:
+        """Whether kernels can be measured alone in its shapes: those of the selection and of latent attention."""
+        return self.config.selects and self.config.variant.attention.kind == "mla"
+
     def check_fits(self) -> None:
         """Refuse (ValueError) weights that do not fit the free memory."""
         needed = count_parameters(self.config).total * self.element_bytes

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from indexshare import save_model
+from indexshare import SharePlan, load_model, save_model
+from indexshare.checkpoint.surgery import add_indexers
 from indexshare.config import ModelConfig
 from indexshare.config.shipped import shipped_models
 from indexshare.measure import ceilings, report
@@ -60,7 +61,22 @@ def test_it_is_measured(run: Run, dense: Path, monkeypatch: pytest.MonkeyPatch) 
     assert {row["variant"] for row in facts["speed"]} == {"model"} and facts["kernels"] == []
     assert facts["model"]["pattern"] is facts["model"]["index_topk"] is None
     refused = run("bench", dense, *small, "--parts", "kernels")
-    assert refused.code != 0 and "attends to everything: it has no kernels of a selection" in refused.err
+    assert refused.code != 0 and "attention 'gqa', selection 'everything': leave kernels out" in refused.err
+
+
+def test_one_with_indexers_is_measured(run: Run, dense: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = ceilings.ceiling_jobs
+    monkeypatch.setattr(report, "ceiling_jobs", lambda dtype: jobs(dtype, size=64, buffer_bytes=1 << 16))
+    plan = SharePlan.from_pattern("FS")
+    save_model(add_indexers(load_model(dense), plan, heads=4, width=8, topk=16), tmp_path / "own")
+    small = ("--lengths", 40, "--repeats", 1, "--decode-tokens", 2, "--threads", 1, "--parts", "speed")
+    facts = json.loads(run("bench", tmp_path / "own", *small, "--json").out)
+    assert facts["gate"]["passed"] and facts["model"]["pattern"] == "FS"
+    whats = ["selected score mass", "selection", "attention", "sparse attention", "engine"]
+    assert [check["what"] for check in facts["gate"]["checks"]] == whats
+    assert {row["variant"] for row in facts["speed"]} == {"model", "all-full", "full-attention"}
+    shown = run("info", tmp_path / "own").out
+    assert "2: 1 Full (run an indexer), 1 Shared" in shown and "top 16 tokens per query" in shown
 
 
 def test_what_is_of_latent_attention_says_so(run: Run, dense: Path, tmp_path: Path) -> None:
