@@ -20,9 +20,9 @@ from indexshare.eval.forward import (
     ATTENTION,
     Progress,
     batches,
-    check_attention,
     check_length,
     counter,
+    distinct_kinds,
     hidden_states,
     predictions,
 )
@@ -113,7 +113,7 @@ def evaluate_forms(
     """
     if samples < 1 or not documents:
         raise ValueError(f"{samples} samples and {len(documents)} held-out files; expected at least 1 of each")
-    check_attention(attention)
+    attention = distinct_kinds(model, attention)
     lengths = default_lengths(model) if lengths is None else tuple(sorted(set(lengths)))
     for length in lengths:
         check_length(model, length)

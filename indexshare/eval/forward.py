@@ -32,6 +32,20 @@ def check_attention(names: Sequence[str]) -> None:
         raise ValueError(f"attention is {','.join(names) or 'empty'!r}; expected some of {', '.join(ATTENTION)}")
 
 
+def distinct_kinds(model: GlmMoeDsa, names: Sequence[str]) -> tuple[str, ...]:
+    """Those kinds of attention that differ in a model: where every token is attended to there is one, `full`.
+
+    Raises:
+        ValueError: an unknown kind, or a control for a selection that the model has not.
+    """
+    check_attention(names)
+    if model.config.selects:
+        return tuple(names)
+    if set(names) == {RECENT}:
+        raise ValueError(f"attention is {RECENT!r}, but the model attends to everything; expected {FULL!r}")
+    return (FULL,)
+
+
 def check_length(model: GlmMoeDsa, length: int) -> None:
     """Refuse (ValueError) a length in tokens that the model's context does not hold."""
     context = model.config.max_position_embeddings
@@ -74,7 +88,7 @@ def hidden_states(
     Raises:
         ValueError: an unknown kind of attention, an empty text, or one that the model's context does not hold.
     """
-    check_attention([attention])
+    distinct_kinds(model, [attention])
     device = model.embed_tokens.weight.device
     view = InFlightView([len(text) for text in texts], device)
     ids = torch.tensor([token for text in texts for token in text], dtype=torch.int64, device=device)

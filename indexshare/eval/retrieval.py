@@ -24,9 +24,9 @@ from indexshare.eval.forward import (
     ATTENTION,
     Progress,
     batches,
-    check_attention,
     check_length,
     counter,
+    distinct_kinds,
     hidden_states,
     predictions,
 )
@@ -133,7 +133,7 @@ def evaluate_retrieval(
         raise ValueError(f"task is {task!r}; expected one of {', '.join(_TASKS)}")
     if depths < 1 or samples < 1:
         raise ValueError(f"{depths} depths and {samples} samples; expected at least 1 of each")
-    check_attention(attention)
+    attention = distinct_kinds(model, attention)
     lengths = default_lengths(model) if lengths is None else tuple(sorted(set(lengths)))
     for length in lengths:
         check_length(model, length)

@@ -84,3 +84,11 @@ def test_what_is_of_latent_attention_says_so(run: Run, dense: Path, tmp_path: Pa
     assert "has attention of the kind 'gqa'; verify compares" in run("verify", dense, "--engine").err
     refused = run("export", dense, "--gguf", tmp_path / "x.gguf").err
     assert "llama.cpp cannot run this model" in refused or "GGUF" in refused
+
+
+def test_it_is_evaluated(run: Run, dense: Path) -> None:
+    """There is one kind of attention; the control of a selection would be the same."""
+    facts = json.loads(run("eval", dense, "--suite", "needle", "--lengths", 512, "--samples", 1, "--json").out)
+    assert "full" in json.dumps(facts) and "recent" not in json.dumps(facts)
+    refused = run("eval", dense, "--suite", "needle", "--lengths", 512, "--attention", "recent")
+    assert "attention is 'recent', but the model attends to everything" in refused.err
