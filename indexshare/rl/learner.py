@@ -53,7 +53,7 @@ class Learner:
 
         Args:
             trajectories: of the update.
-            version: of the policy's weights now.
+            version: of the policy's weights now; -1 where none was published with these.
             step: of the schedule.
             policy_too: False for an update of the critic alone.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -48,24 +48,25 @@ class Rollouts:
         seed: of all draws.
         in_flight: most episodes at a time.
         first: number of the first episode.
+        again: numbers below it that are to be made first: a run that goes on had not finished them.
         greedy: take the likeliest token in place of a sample.
     """
 
     def __init__(
         self, llm: LLM, make: Callable[[int], Episode], *, stop_ids: tuple[int, ...], seed: int, in_flight: int,
-        first: int = 0, greedy: bool = False,
+        first: int = 0, again: Sequence[int] = (), greedy: bool = False,
     ) -> None:  # fmt: skip
         self.llm, self.version, self.counts = llm, 0, Counts()
-        self.next_number = first
+        self.next_number, self._again = first, sorted(again)
         self._make, self._stop_ids, self._seed = make, stop_ids, seed
         self._in_flight, self._temperature = in_flight, 0.0 if greedy else 1.0
         self._running: dict[Episode, Generation | None] = {}
         self._done: list[Episode] = []
 
     @property
-    def running(self) -> list[int]:
-        """Numbers of the episodes that are not finished."""
-        return sorted(episode.number for episode in self._running)
+    def owed(self) -> list[int]:
+        """Numbers of the episodes that were begun, or were to be made again, and have not been handed out."""
+        return sorted([*self._again, *(episode.number for episode in (*self._running, *self._done))])
 
     def collect(self, number: int, *, ahead: bool = False) -> list[Trajectory]:
         """So many finished rollouts, in the order of their numbers.
@@ -102,8 +103,9 @@ class Rollouts:
         self.counts.dropped[reason] = self.counts.dropped.get(reason, 0) + number
 
     def _start(self) -> None:
-        episode = self._make(self.next_number)
-        self.next_number += 1
+        number = self._again.pop(0) if self._again else self.next_number
+        self.next_number = max(self.next_number, number + 1)
+        episode = self._make(number)
         self.counts.started += 1
         self._running[episode] = None
         self._sort_out(episode)

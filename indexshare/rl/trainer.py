@@ -21,7 +21,7 @@ from indexshare.rl.learner import Learner, train_parts
 from indexshare.rl.measure import success
 from indexshare.rl.recipe import Recipe
 from indexshare.rl.rollout import Rollouts
-from indexshare.rl.trajectory import Trajectory
+from indexshare.rl.trajectory import NOT_SAMPLED, Trajectory
 from indexshare.rl.warmup import demonstrate
 from indexshare.train.checkpoint import load_checkpoint, save_checkpoint
 from indexshare.train.optim import MixedOptimizer
@@ -48,6 +48,7 @@ class Trainer:
         self.step = 0  # updates in all phases
         self.warm_steps, self.value_steps, self.policy_steps = 0, 0, 0
         self.version, self.rollouts_made = 0, 0
+        self._owed: list[int] = []  # rollouts that the run before had begun
         self.warm = recipe.warmup is None
         self.notes: list[str] = []
         torch.manual_seed(recipe.seed)
@@ -85,7 +86,7 @@ class Trainer:
     def _begin_rollouts(self) -> None:
         self.rollouts = Rollouts(
             self.llm, self._episode, stop_ids=self.recipe.task.stop_ids, seed=self.recipe.seed,
-            in_flight=self._in_flight, first=self.rollouts_made,
+            in_flight=self._in_flight, first=self.rollouts_made, again=self._owed,
         )  # fmt: skip
         self._publish()
 
@@ -156,7 +157,9 @@ class Trainer:
     def learn(self, trajectories: Sequence[Trajectory]) -> tuple[dict[str, float], list[Trajectory]]:
         """One update from rollouts, and new weights for those to come."""
         policy_too = self.phase == "policy"
-        metrics, shown = self.learner.learn(trajectories, self.version, self.policy_steps, policy_too=policy_too)
+        # Between two publications no recorded probability is of the policy's weights
+        same = self.version if self.policy_steps % self.recipe.publish_every == 0 else NOT_SAMPLED
+        metrics, shown = self.learner.learn(trajectories, same, self.policy_steps, policy_too=policy_too)
         metrics |= self._rollout_metrics(trajectories)
         if policy_too:
             self.policy_steps += 1
@@ -199,7 +202,7 @@ class Trainer:
     def save(self) -> None:
         """Write a checkpoint. Unfinished rollouts are not in it: they begin again."""
         state: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
-        state["rollouts_made"] = min([self.rollouts_made, *self.rollouts.running])
+        state |= {"rollouts_made": self.rollouts.next_number, "owed": self.rollouts.owed}
         state |= {"settings": self.recipe.record(), "warm": self.warm, "rng": torch.get_rng_state()}
         if self.warm:
             state["learner"] = self.learner.state_dict()
@@ -218,7 +221,7 @@ class Trainer:
             )
         for name in _COUNTERS:
             setattr(self, name, saved[name])
-        self.warm = saved["warm"]
+        self.warm, self._owed = saved["warm"], saved["owed"]
         self._enter()
         if self.warm:
             self.learner.load_state_dict(saved["learner"])

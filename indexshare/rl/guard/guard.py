@@ -16,6 +16,8 @@ Mode = Literal["block", "abort", "zero", "off"]
 Failure = Literal["block", "allow"]
 _REDIRECTED = re.compile(r"(?:>>?|\btee(?:\s+-a)?)\s*([^\s;&|<>]+)")
 _LINKED = re.compile(r"\b(?:ln\s+(?:-\w+\s+)*|cp\s+(?:-\w+\s+)*|mv\s+)(\S+)\s+(\S+)")
+_PRINTED = re.compile(r"^\s*(?:echo|printf|cat)\s+(?:-\w+\s+)*")
+_KEPT = 16  # texts of a written file that are looked at
 _DUMMIES = ("Permission denied", "No such file or directory", "command failed: connection timed out")
 
 
@@ -86,7 +88,7 @@ class Session:
         self._rules = (*guard.rules, *protecting(guard.protected))
         self._variables: dict[str, str] = {}
         self._links: dict[str, str] = {}
-        self._written: dict[str, str] = {}
+        self._written: dict[str, list[str]] = {}  # by file: pieces joined, and the calls that wrote it
 
     @property
     def hacks(self) -> int:
@@ -112,8 +114,10 @@ class Session:
     def readings(self, call: str) -> list[str]:
         """The call without disguises, and the contents of files that it names and that earlier calls wrote."""
         found = views(call, self._variables, self._links, self.guard.protected)
-        named = [text for name, text in self._written.items() if any(_mentions(reading, name) for reading in found)]
-        for text in named:
+        named = [name for name in self._written if any(_mentions(reading, name) for reading in found)]
+        for text in dict.fromkeys(
+            text for name in named for text in [self._written[name][0], *self._written[name][-_KEPT:]]
+        ):
             found += views(text, self._variables, self._links, self.guard.protected)
         return found
 
@@ -131,7 +135,12 @@ class Session:
         self._variables |= variables(call)
         for text in readings:
             for target in _REDIRECTED.findall(text):
-                self._written[target] = f"{self._written.get(target, '')}\n{call}"
+                self._written.setdefault(target, [""]).append(text)
+        for part in re.split(r";|\n|&&|\|\|", call):  # pieces of a file, one behind the other
+            for target in _REDIRECTED.findall(part):
+                piece = _PRINTED.sub("", part[: part.index(">")] if ">" in part else part).strip()
+                pieces = self._written.setdefault(target, [""])
+                pieces[0] += piece.strip("'\"")
             for source, target in _LINKED.findall(text):
                 self._links[target] = source
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 _MOST = 64  # readings of one call
+_LONGEST = 4096  # characters of a reading, or four times the call's: a variable that names itself would grow for ever
 _ASSIGNED = re.compile(r"(?:^|[;&|\s])(?:export\s+)?([A-Za-z_]\w*)=(\"[^\"]*\"|'[^']*'|[^\s;&|]*)")
 _USED = re.compile(r"\$\{?([A-Za-z_]\w*)\}?")
 _ESCAPED = re.compile(r"\\x([0-9a-fA-F]{2})|\\([0-7]{3})|\\u([0-9a-fA-F]{4})")
@@ -25,7 +26,8 @@ _WORD = re.compile(r"[^\s;&|<>()'\"`=,]+")
 
 def variables(call: str) -> dict[str, str]:
     """Names that a call assigns, and their values."""
-    return {name: value.strip("'\"") for name, value in _ASSIGNED.findall(call)}
+    found = {name: value.strip("'\"") for name, value in _ASSIGNED.findall(call)}
+    return {name: value for name, value in found.items() if f"${name}" not in value and f"${{{name}}}" not in value}
 
 
 def views(call: str, known: Mapping[str, str], links: Mapping[str, str], protected: Sequence[str]) -> list[str]:
@@ -37,13 +39,14 @@ def views(call: str, known: Mapping[str, str], links: Mapping[str, str], protect
         links: names of files that stand for others.
         protected: paths that globs may name.
     """
-    found, queue = list[str](), [call]
+    found, queue, longest = list[str](), [call], max(_LONGEST, 4 * len(call))
     while queue and len(found) < _MOST:
         text = queue.pop(0)
         if text in found:
             continue
         found.append(text)
-        queue += [new for new in _undone(text, {**known, **variables(text)}, links, protected) if new != text]
+        undone = _undone(text, {**known, **variables(text)}, links, protected)
+        queue += [new for new in undone if new != text and len(new) <= longest]
     return found
 
 
@@ -76,9 +79,15 @@ def _path(word: str, links: Mapping[str, str], protected: Sequence[str]) -> str:
             plain = target + plain[len(name.rstrip("/")) :]
     if any(sign in plain for sign in "*?[{"):
         for path in protected:
-            if any(fnmatchcase(path.rstrip("/"), pattern) for pattern in _braces(plain)):
+            if any(_names(pattern, path.rstrip("/")) for pattern in _braces(plain)):
                 return path
     return plain
+
+
+def _names(pattern: str, path: str) -> bool:
+    """Whether a glob names a path or something below it."""
+    depth = path.count("/") + 1
+    return fnmatchcase(path, "/".join(pattern.removeprefix("./").split("/")[:depth]))
 
 
 def _braces(pattern: str) -> list[str]:

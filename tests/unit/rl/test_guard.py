@@ -1,6 +1,7 @@
 """The guard: hacks under many disguises are flagged, work is not, and what each mode does with a rollout."""
 
 import base64
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,6 +133,20 @@ def test_every_family_is_flagged(family: str) -> None:
     missed = [call for call in HACKS[family] if not any(name.startswith(family) for name in flagged(call))]
     assert missed == []
     assert family in {rule.family for rule in RULES}
+
+
+def test_no_call_takes_long() -> None:
+    for call in (
+        "X=a$X$X; $X",
+        "A=$B$B; B=$A$A; $A",
+        "git " * 20_000,
+        "tests/ > " * 9_000,
+        "$" * 50_000,
+        "A" * 100_000,
+    ):
+        began = time.process_time()
+        flagged(call, sealed())
+        assert time.process_time() - began < 5.0, call[:20]
 
 
 def test_work_is_not() -> None:

@@ -132,7 +132,7 @@ def test_rollouts_are_carried_over_updates(make_recipe: Make, tmp_path: Path) ->
             parameter.add_(0.02 * torch.randn_like(parameter))
     trainer.version = 1
     trainer._publish()
-    assert rollouts.counts.carried == len(rollouts.running) > 0
+    assert rollouts.counts.carried == len(rollouts._running) > 0
     made = rollouts.collect(4)
     mixed = [segment for each in made for segment in each.segments if len(set(segment.versions[segment.mask])) == 2]
     assert mixed and made[0].staleness(1) == 1
@@ -174,6 +174,31 @@ def test_a_resumed_run_makes_the_same_update(make_recipe: Make, tmp_path: Path, 
     assert a == b
     for name, tensor in trainer.policy.state_dict().items():
         assert torch.equal(tensor, again.policy.state_dict()[name]), name
+
+
+def test_what_was_begun_is_made_again_and_nothing_twice(make_recipe: Make, tmp_path: Path) -> None:
+    recipe = make_recipe(value_steps=0, in_flight=10, steps=9, most_stale=9)
+    trainer, trained = start(recipe, tmp_path), list[str]()
+    for _ in range(3):
+        made = trainer.roll_out()
+        trained += [each.name for each in made]
+        trainer.learn(made)
+    owed = trainer.rollouts.owed
+    assert owed
+    trainer.save()
+    again = Trainer(recipe, tmp_path)
+    for _ in range(4):
+        trained += [each.name for each in again.roll_out()]
+    assert len(set(trained)) == len(trained), "none twice"
+    assert {f"train-{number}" for number in owed} <= set(trained), "none lost"
+
+
+def test_between_publications_the_gap_is_not_rounding_and_not_called_so(make_recipe: Make, tmp_path: Path) -> None:
+    trainer = start(make_recipe(value_steps=0, publish_every=2, random_reward=True, steps=3), tmp_path)
+    first, second, third = (trainer.advance() for _ in range(3))
+    assert first["fresh_tokens"] == third["fresh_tokens"] == 1.0 and trainer.version == 1
+    assert second["fresh_tokens"] == 0.0 and second["approximate_kl"] > 0
+    assert max(first["logprob_gap"], third["logprob_gap"]) < TOL["engine logprobs", "float32"].atol
 
 
 def test_a_checkpoint_of_other_settings_is_refused(make_recipe: Make, tmp_path: Path) -> None:
