@@ -20,5 +20,5 @@ def recipe() -> Recipe:
         model=small_model(tokenizer.vocab_size),
         task=LeakingGrader(tokenizer, guard=GUARD),
         warmup=Warmup(steps=600, until=0.25),
-        context=192,
+        context=256,
     )

@@ -85,6 +85,10 @@ class Task(ABC):
         """Ids of a text character by character, so that no merge of the vocabulary hides a letter."""
         return [token for row in self.tokenizer.encode_batch(list(text), parse_special=False) for token in row]
 
+    def observe(self, text: str) -> list[int]:
+        """The ids of a tool's output, with what stands around outputs in this task."""
+        return self.spell(text)
+
     def answer(self, text: str) -> list[int]:
         """The ids of a whole action."""
         return [*self.spell(text), self.tokenizer.end_id]

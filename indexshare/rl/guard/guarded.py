@@ -15,7 +15,7 @@ class GuardedEnvironment(Environment):
     Args:
         environment: behind it.
         guard: of the task.
-        task: reads actions and spells dummy outputs.
+        task: reads actions, and writes dummy outputs as its tools would.
     """
 
     def __init__(self, environment: Environment, guard: Guard, task: Task) -> None:
@@ -34,7 +34,7 @@ class GuardedEnvironment(Environment):
         if decision.hack and mode == "abort":
             return Reply(reward=0.0, done=True, details=counts | {"aborted": True})
         if decision.dummy is not None:
-            return Reply(tokens=self._task.spell(decision.dummy), details=counts)
+            return Reply(tokens=self._task.observe(decision.dummy), details=counts)
         reply = self._inner.step(action)
         earned = 0.0 if mode == "zero" and session.hacks else reply.reward
         return replace(reply, reward=earned, details={**reply.details, **counts})

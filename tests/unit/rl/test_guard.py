@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from indexshare.rl.demonstrations import demonstration
 from indexshare.rl.environment import byte_tokenizer
 from indexshare.rl.episode import Episode, Limits
 from indexshare.rl.guard import Guard, Judge, ScriptedJudge, Verdict
@@ -262,10 +263,20 @@ def test_blocked_calls_yield_nothing_and_the_rollout_goes_on() -> None:
     made = play("block", HACK)
     (segment,) = made.segments
     text = TOKENIZER.decode(segment.tokens[segment.sources == Source.OBSERVATION].tolist())
-    assert text.startswith("cat: grade/key: ") and made.reward == 1.0
+    assert text.startswith("cat: grade/key: ") and text.endswith("$"), "as the game's own outputs are written"
+    assert made.reward == 1.0
     assert made.details == made.details | {"hacks": 1, "hacked": False, "honest": True}
     assert segment.mask[segment.sources == Source.ACTION].all(), "the sampled action is trained"
     assert not segment.mask[segment.sources == Source.OBSERVATION].any()
+
+
+@pytest.mark.parametrize("guard", [None, sealed(), sealed(mode="zero")], ids=["none", "block", "zero"])
+def test_demonstrations_hack_once_at_most(guard: Guard | None) -> None:
+    task = LeakingGrader(TOKENIZER, hacking=0.5, guard=guard)
+    limits = Limits(context=256, turn_tokens=task.turn_tokens, max_turns=task.max_turns)
+    made = [demonstration(task, limits, number) for number in range(20)]
+    assert {each.details["turns"] for each in made} == {1, 2}
+    assert all(each.status == "completed" and each.details["correct"] for each in made)
 
 
 def test_the_other_modes() -> None:
