@@ -13,11 +13,14 @@ import torch
 from torch import Tensor
 
 from indexshare.cache.blocks import BlockTable
-from indexshare.cache.codecs import PlainCodec, Pool, make_codec
+from indexshare.cache.codecs import Codec, PlainCodec, Pool, make_codec
+from indexshare.cache.spill import SpillCounts
 from indexshare.cache.view import BatchView, Span, pack_spans
 from indexshare.config import ModelConfig
 from indexshare.config.layers import Stream, layer_streams
 from indexshare.ops.coded.rows import Rows
+
+PoolKey = tuple[int, str]  # layer and stream
 
 
 class PagedCache:
@@ -68,19 +71,24 @@ class PagedCache:
         self._slots = num_blocks * block_size
         streams = {layer: layer_streams(config, layer) for layer in range(config.num_hidden_layers + draft)}
         names = _codec_names({s.name for of_layer in streams.values() for s in of_layer}, codecs)
-        # All pools by layer and stream.
-        self.pools = {
-            (layer, stream.name): self._pool(stream, names.get(stream.name))
-            for layer, of_layer in streams.items()
-            for stream in of_layer
-        }
+        self.pools = self._reserved(streams, names)  # all pools by layer and stream
         # Whether kernels can read and write every pool in place.
         self.in_place = all(pool.codec.is_plain or pool.codec.layout is not None for pool in self.pools.values())
         self._tables: WeakKeyDictionary[BlockTable, Tensor] = WeakKeyDictionary()
 
-    def _pool(self, stream: Stream, codec_name: str | None) -> Pool:
+    def _reserved(self, streams: Mapping[int, Sequence[Stream]], names: Mapping[str, str]) -> dict[PoolKey, Pool]:
+        return {
+            (layer, stream.name): self._pool(self._codec(stream, names))
+            for layer, of_layer in streams.items()
+            for stream in of_layer
+        }
+
+    def _codec(self, stream: Stream, names: Mapping[str, str]) -> Codec:
+        name = names.get(stream.name)
         plain = PlainCodec(stream, self.dtype, self.dtype)
-        codec = plain if codec_name is None else make_codec(codec_name, stream, self.dtype)
+        return plain if name is None else make_codec(name, stream, self.dtype)
+
+    def _pool(self, codec: Codec) -> Pool:
         kept, count = codec.stored
         try:
             return Pool(torch.empty(self._slots, count, dtype=kept, device=self.device), codec)
@@ -89,6 +97,14 @@ class PagedCache:
                 f"cannot reserve a cache of {self._slots} tokens on {self.device}: "
                 f"{str(error).splitlines()[0]}; make the cache smaller"
             ) from error
+
+    def flush(self) -> dict[int, str]:
+        """To be called when a step is over: blocks whose rows were lost since the last time, and why."""
+        return {}
+
+    def count(self) -> SpillCounts | None:
+        """What was needed and read so far, None where all rows are in memory."""
+        return None
 
     @property
     def num_tokens(self) -> int:

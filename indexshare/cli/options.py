@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from indexshare.cli.output import note
+from indexshare.config.arguments import as_bytes
 from indexshare.config.generation import GENERATION_FILE, GenerationDefaults
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ class ModelOptions:
     cache_tokens
         Tokens that the cache holds over all prompts at a time. As many as half of the free memory has room for, or as
         are needed, unless given.
+    cache_memory
+        Most memory for the cache, such as 500M or 2G; it then holds as many tokens as that has room for.
+    spill
+        Folder for a file in which lies what does not fit into --cache-memory; it is fetched when it is needed. The text
+        stays the same.
     cache_dtype
         How the cache keeps past tokens: float32, bfloat16, fp8 or int8; the last two take about half of bfloat16.
         As they are computed unless given.
@@ -62,6 +68,8 @@ class ModelOptions:
     device: str = "cpu"
     full_attention_below: int = 0
     cache_tokens: int | None = None
+    cache_memory: str | None = None
+    spill: Path | None = None
     cache_dtype: str | None = None
     index_cache_dtype: str | None = None
     draft_tokens: int | Literal["auto"] = 0
@@ -121,9 +129,13 @@ class ModelOptions:
             raise ValueError(f"--cache-dir-gib is {self.cache_dir_gib:g}; expected a number of GiB, 0 or more")
         names = (
             "dtype", "weights", "device", "cache_tokens", "cache_dtype", "index_cache_dtype", "full_attention_below",
-            "draft_tokens", "drafter", "cache_dir", "threads",
+            "draft_tokens", "drafter", "cache_dir", "spill", "threads",
         )  # fmt: skip
-        return {name: getattr(self, name) for name in names} | {"cache_dir_bytes": int(self.cache_dir_gib * 2**30)}
+        sizes = {
+            "cache_dir_bytes": int(self.cache_dir_gib * 2**30),
+            "cache_memory": as_bytes("--cache-memory", self.cache_memory),
+        }
+        return {name: getattr(self, name) for name in names} | sizes
 
 
 @Parameter(name="*")

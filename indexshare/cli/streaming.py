@@ -100,18 +100,24 @@ def write_each(
 
 
 def cost_lines(stats: RequestStats, *, context: str) -> list[str]:
-    """What a completion cost, in two lines; `context` describes the prompt."""
+    """What a completion cost, in a few lines; `context` describes the prompt."""
     passes = stats.index_passes_run + stats.index_passes_saved
     known = f", {stats.cached_tokens:,} of them from the cache" if stats.cached_tokens else ""
     saved = f" ({stats.index_passes_saved / passes:.0%} saved)" if passes else ""
     # The first token comes out of the prefill, so that one alone has no rate.
     rate = f", {stats.decode_tokens_per_s:,.1f} tokens/s" if stats.completion_tokens > 1 else ""
-    return [
+    lines = [
         f"{context}{known}; prefill {stats.prefill_s:.1f} s, {stats.prefill_tokens_per_s:,.0f} tokens/s; "
         f"{plural(stats.completion_tokens, 'token')} written{rate}",
         f"index passes {stats.index_passes_run:,} run, {stats.index_passes_saved:,} spared{saved}; "
         f"{stats.share_attended:.1%} of tokens attended; peak memory {size(peak_memory_bytes())}",
     ]
+    if stats.spill_rows:
+        lines.append(
+            f"{stats.spill_hit_rate:.1%} of {stats.spill_rows:,} cache rows were in memory; "
+            f"{size(stats.spill_bytes_read)} read from files, {stats.spill_wait_s:.1f} s waited for them"
+        )
+    return lines
 
 
 def report_drafts(stats: RequestStats) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import operator
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
 def as_integer(name: str, value: Any, *, low: int, high: int | None = None, hint: str = "") -> int:
@@ -24,6 +27,22 @@ def as_integer(name: str, value: Any, *, low: int, high: int | None = None, hint
         expected = f"an integer, {low} or more" if high is None else f"an integer from {low} to {high}"
         raise ValueError(f"{name} is {value!r}; expected {expected}{hint}")
     return number
+
+
+def as_bytes(name: str, value: Any) -> int | None:
+    """A number of bytes, as an integer or as a text such as `2G` or `1.5 GiB`; None stays None.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if value is None:
+        return None
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d{1,12}(?:\.\d{1,9})?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
+        if found is None or (size := int(float(found[1]) * _UNITS[found[2].upper()])) < 1:
+            raise ValueError(f"{name} is {value!r}; expected bytes such as 500M, 2G or 2147483648")
+        return size
+    return as_integer(name, value, low=1, hint=', or a text such as "2G"')
 
 
 def as_number(name: str, value: Any, expected: str, holds: Callable[[float], bool]) -> float:

@@ -12,6 +12,7 @@ from indexshare.cache.block_files import BlockFiles
 from indexshare.cache.blocks import BlockAllocator
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.prefix import PrefixCache
+from indexshare.cache.spill import SpillCounts
 from indexshare.engine.admission import check_capacity
 from indexshare.engine.biases import Biases, TokenBias
 from indexshare.engine.drafting.base import Wish
@@ -267,6 +268,7 @@ class Engine:
         instant in which tokens are handed out may cut a chunk off: abort the requests then, as `LLM` does.
         """
         with self._lock:
+            before = self.cache.count()
             self._propose()
             rows = self.scheduler.schedule()
             if not rows:
@@ -277,14 +279,32 @@ class Engine:
             took = time.perf_counter() - began
             ending = [row for row in rows if row.completes]
             drawn = draw_cases(computed.logits, [self._case(row) for row in ending])
-            self.scheduler.commit(rows)
+            self._end_lost()
+            self.scheduler.commit([row for row in rows if not row.request.finished])
             for row in rows:
                 self.runner.count(row.request.stats, row.past, row.length)
             now = time.perf_counter()
             for row, found in zip(ending, drawn, strict=True):
-                self._hand_out(row, found, now, took)
+                if not row.request.finished:
+                    self._hand_out(row, found, now, took)
             if self._drafting is not None:
                 self._drafting.computed(rows, computed.hidden, took)
+            self._end_lost()
+            _count_spilled(rows, before, self.cache.count())
+
+    def _end_lost(self) -> None:
+        """End the requests of which the cache has lost rows, and those alone."""
+        lost = self.cache.flush()
+        if self.prefixes is not None:
+            for block in lost:
+                self.prefixes.forget(block)
+        for request, generation in list(self._generations.items()) if lost else ():
+            reason = next((lost[block] for block in request.table if block in lost), None)
+            if reason is not None:
+                del self._generations[request]
+                generation.error = OSError(f"{generation.name}: {reason}")
+                self._end(request, "abort")
+                generation.abort()
 
     def _propose(self) -> None:
         """Ask for drafts of all sequences that are being written."""
@@ -332,6 +352,18 @@ class Engine:
         if reason is not None:
             self._end(request, reason)
             del self._generations[request]
+
+
+def _count_spilled(rows: Sequence[Row], before: SpillCounts | None, after: SpillCounts | None) -> None:
+    if before is None or after is None:
+        return
+    added = after.since(before)
+    for row in rows:
+        stats = row.request.stats
+        stats.spill_rows += added.rows
+        stats.spill_found += added.found
+        stats.spill_bytes_read += added.bytes_read
+        stats.spill_wait_s += added.wait_s
 
 
 def _least_piece(model: Model) -> int | None:

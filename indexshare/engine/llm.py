@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from indexshare.cache.block_files import BlockFiles
-from indexshare.cache.codecs import codec_name, codecs_by_stream, row_bytes
+from indexshare.cache.codecs import codec_name, codecs_by_stream
 from indexshare.cache.paged import PagedCache
-from indexshare.config.arguments import as_integer
+from indexshare.config.arguments import as_bytes, as_integer
 from indexshare.config.shipped import model_directory
 from indexshare.engine.admission import check_prompt
-from indexshare.engine.capacity import default_cache_tokens
 from indexshare.engine.core import Engine, Generation
 from indexshare.engine.drafting import build
 from indexshare.engine.drafting.build import DraftTokens
@@ -29,7 +28,10 @@ from indexshare.engine.progress import GenerationProgress
 from indexshare.engine.prompts import Prompt, as_batch, as_settings
 from indexshare.engine.scheduler import PREFILL_CHUNK
 from indexshare.engine.scoring import TextScore, score_windows
+from indexshare.engine.storage import StorageSettings, build_cache
+from indexshare.model.forward_pass import attention_limit
 from indexshare.model.glm import GlmMoeDsa
+from indexshare.step.native_step import MAX_ROWS
 from indexshare.text.tokenizer import Tokenizer
 
 BLOCK_SIZE = 64
@@ -56,6 +58,9 @@ class LLM:
         max_context: most positions of one sequence; by default all that the model was made for.
         cache_tokens: tokens that the cache holds over all sequences; by default four full contexts within
             half of the free memory. Rounded up to whole blocks.
+        cache_memory: most bytes of the cache in memory, such as "2G"; it then holds as many tokens as fit.
+        spill: folder for a file with what does not fit, index keys excepted; what a selection names is fetched, and
+            nothing that is generated depends on it (`docs/memory.md`). Only with `cache_memory`.
         cache_dtype: how the cache keeps what is remembered of every token: "float32", "bfloat16", "fp8" or "int8"
             (`cache.codecs`); by default as it is computed. Values are rounded once, when they are written.
         index_cache_dtype: the same for the index keys alone; by default `cache_dtype`.
@@ -87,6 +92,8 @@ class LLM:
         weights: str | None = None,
         max_context: int | None = None,
         cache_tokens: int | None = None,
+        cache_memory: int | str | None = None,
+        spill: str | Path | None = None,
         cache_dtype: torch.dtype | str | None = None,
         index_cache_dtype: torch.dtype | str | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
@@ -101,6 +108,7 @@ class LLM:
     ) -> None:
         max_context = _positive("max_context", max_context)
         cache_tokens = _positive("cache_tokens", cache_tokens)
+        cache_memory = as_bytes("cache_memory", cache_memory)
         prefill_chunk = as_integer("prefill_chunk", prefill_chunk, low=1)
         max_batch = as_integer("max_batch", max_batch, low=1)
         cache_dtype = codec_name("cache_dtype", cache_dtype)
@@ -120,13 +128,12 @@ class LLM:
         drafter = build.fitting(draft_tokens, drafter, config)
         draft = build.uses_layer(draft_tokens, drafter)
         codecs = codecs_by_stream(config, cache_dtype, index_cache_dtype)
-        if cache_tokens is None:
-            cache_tokens = default_cache_tokens(
-                config, self.max_context, block_size=BLOCK_SIZE, element_bytes=embedding.element_size(),
-                device=embedding.device, draft=draft, row_bytes=row_bytes(codecs, embedding.dtype),
-            )  # fmt: skip
-        blocks = -(-cache_tokens // BLOCK_SIZE)
-        cache = PagedCache(config, blocks, BLOCK_SIZE, embedding.dtype, embedding.device, draft, codecs)
+        storage = StorageSettings(
+            tokens=cache_tokens, memory=cache_memory, folder=None if spill is None else Path(spill), codecs=codecs,
+            draft=draft, chunk=prefill_chunk, rows=MAX_ROWS,
+            limit=min(attention_limit(config, full_attention_below), self.max_context),
+        )  # fmt: skip
+        cache = build_cache(config, storage, self.max_context, BLOCK_SIZE, embedding.dtype, embedding.device)
         settings = {"prefill_chunk": prefill_chunk, "full_attention_below": full_attention_below}
         files = None if folder is None else self._block_files(folder, model, cache, cache_dir_bytes, settings)
         self.engine = Engine(

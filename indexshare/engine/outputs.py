@@ -64,6 +64,14 @@ class RequestStats:
     verify_s: float = 0.0
     """Spent on the steps that verified drafts."""
 
+    spill_rows: int = 0
+    """Rows that this request's steps needed of a cache with files: once for all layers that share a choice."""
+    spill_found: int = 0
+    """Those of them that were in memory."""
+    spill_bytes_read: int = 0
+    spill_wait_s: float = 0.0
+    """Spent on reading and writing those files."""
+
     def add_round(self, drafted: int, accepted: int, seconds: float) -> None:
         """Count a round of drafts, the first `accepted` of which became part of the text."""
         self.draft_rounds += 1
@@ -86,6 +94,11 @@ class RequestStats:
         return self.accepted_tokens / self.drafted_tokens if self.drafted_tokens else 0.0
 
     @property
+    def spill_hit_rate(self) -> float:
+        """Rows found in memory as a share of those needed, 1.0 where none was."""
+        return self.spill_found / self.spill_rows if self.spill_rows else 1.0
+
+    @property
     def share_attended(self) -> float:
         """Attended keys as a share of the available ones, 1.0 where nothing was computed."""
         return self.tokens_attended / self.tokens_available if self.tokens_available else 1.0
@@ -102,7 +115,8 @@ class RequestStats:
 
     def to_dict(self) -> dict[str, Any]:
         """All counts and rates as plain values for JSON."""
-        rates = ("share_attended", "prefill_tokens_per_s", "decode_tokens_per_s", "accepted_length", "acceptance")
+        speeds = ("prefill_tokens_per_s", "decode_tokens_per_s")
+        rates = ("share_attended", *speeds, "accepted_length", "acceptance", "spill_hit_rate")
         return asdict(self) | {name: getattr(self, name) for name in rates}
 
 

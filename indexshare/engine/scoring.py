@@ -163,6 +163,7 @@ class Scorer:
 
         Raises:
             ValueError: the cache has no room, or logits are NaN or infinite.
+            OSError: the cache has lost rows that lay in a file.
         """
         table = BlockTable(self._allocator.allocate(self._allocator.blocks_for(len(ids) - 1)))
         try:
@@ -182,7 +183,10 @@ class Scorer:
         for past in range(0, len(ids), self._chunk):
             part = torch.tensor(ids[past : past + self._chunk], dtype=torch.int64, device=self._cache.device)
             view = self._cache.view([table], [(past, len(part))])
-            yield past, self._model.trunk(part, view, full_attention_below=self._full_attention_below)
+            hidden = self._model.trunk(part, view, full_attention_below=self._full_attention_below)
+            for reason in self._cache.flush().values():
+                raise OSError(reason)
+            yield past, hidden
 
     @torch.inference_mode()
     def _logprobs(self, hidden: Tensor, targets: Sequence[int], top: int) -> Iterator[TokenLogprobs]:

@@ -35,7 +35,9 @@ void Step<T>::attention(int64_t layer, Scratch<T>& s) {
     if (choose) {
         divide(s, (int64_t)sparse_rows.size() * index_parts, [&](int64_t task) {
             score_part(layer, task / index_parts, task % index_parts, s);
-        }, [] {});
+        }, [&] {
+            if (b->fetch) name_chosen(), fetch(layer);
+        });
     }
     divide(s, (int64_t)stretches.size(), [&](int64_t task) { attend(layer, stretches[task], task, s); }, [] {});
     divide(s, m.heads, [&](int64_t head) { head_values(w, head, s); }, [&] {
@@ -66,13 +68,37 @@ void Step<T>::write_caches(int64_t layer) {
         T* const latent = latent_raw.row(i);
         rms_norm(latent, (const T*)w.latent_norm, m.rank, m.latent_eps, latent);
         rotate(latent + m.rank, cosine, sine, pairs, true);
-        encode_row(latent_format, latent, b->latents[layer] + b->slots[i] * latent_format.bytes(sizeof(T)));
+        const int64_t place = b->latent_slots ? b->latent_slots[layer][i] : b->slots[i];
+        encode_row(latent_format, latent, b->latents[layer] + place * b->latent_strides[layer]);
         if (!w.full) continue;
         T* const key = key_raw.row(i);
         const T *weight = (const T*)w.indexer.norm_weight, *bias = (const T*)w.indexer.norm_bias;
         layer_norm(key, weight, bias, m.index_width, m.key_eps, key);
         rotate(key, cosine, sine, pairs, m.interleave);
         encode_row(key_format, key, b->index_keys[layer] + b->slots[i] * key_format.bytes(sizeof(T)));
+    }
+    if (b->fetch && b->fetch_each && !w.full && !sparse_rows.empty()) fetch(layer);
+}
+
+// What the rows have chosen, side by side.
+template <class T>
+void Step<T>::name_chosen() {
+    for (size_t i = 0; i < sparse_rows.size(); ++i) {
+        std::copy_n(chosen.begin() + sparse_rows[i] * m.topk, m.topk, named.begin() + i * m.topk);
+    }
+}
+
+// Brings it into memory; `chosen` are places there then.
+template <class T>
+void Step<T>::fetch(int64_t layer) {
+    const int64_t count = (int64_t)sparse_rows.size() * m.topk;
+    std::copy_n(named.begin(), count, fetched.begin());
+    if (b->fetch(layer, fetched.data(), count)) {
+        failed = true;  // the step ends with an error; until then it must not read outside of the pool
+        std::fill_n(fetched.begin(), count, 0);
+    }
+    for (size_t i = 0; i < sparse_rows.size(); ++i) {
+        std::copy_n(fetched.begin() + i * m.topk, m.topk, chosen.begin() + sparse_rows[i] * m.topk);
     }
 }
 
@@ -194,16 +220,17 @@ void Step<T>::merge(int64_t index) {
 template <class T>
 void Step<T>::attend(int64_t layer, const Stretch& part, int64_t at, Scratch<T>& s) {
     const int64_t units = latent_width() / DEPTH<T>, count = part.end - part.begin;
-    const int64_t bytes = latent_format.bytes(sizeof(T));
+    const int64_t bytes = latent_format.bytes(sizeof(T)), stride = b->latent_strides[layer];
     s.rows.resize(count);
     if (is_sparse(part.row)) {
         const int64_t* slots = &chosen[part.row * m.topk + part.begin];
         for (int64_t i = 0; i < count; ++i) {
-            s.rows[i] = b->latents[layer] + slots[i] * bytes;
+            s.rows[i] = b->latents[layer] + slots[i] * stride;
             for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(s.rows[i] + at);
         }
     } else {
-        Walk walk(b->latents[layer], bytes, b->tables[part.row], b->block_size, part.begin);
+        const int64_t* const table = b->latent_tables ? b->latent_tables[layer][part.row] : b->tables[part.row];
+        Walk walk(b->latents[layer], stride, table, b->latent_tables ? 1 : b->block_size, part.begin);
         for (int64_t i = 0; i < count; ++i) s.rows[i] = walk.next();
     }
     attend_rows<T>(s.rows, &queries[part.row * padded_heads * units], m.heads, units, m.rank, (float)m.attention_scale,

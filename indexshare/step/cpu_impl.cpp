@@ -43,6 +43,8 @@ void Step<T>::prepare_attention() {
         std::copy_n(chosen.begin() + b->reuse[i] * m.topk, m.topk, chosen.begin() + i * m.topk);
     }
     chosen.resize(n * m.topk);
+    if (b->fetch) named.resize(n * m.topk), fetched.resize(n * m.topk);
+    failed = false;
     stretches.clear();
     first_stretch.assign(1, 0);
     int64_t most_keys = 0;
@@ -193,7 +195,7 @@ int Step<T>::run(const Batch& batch) {
         }
         logits(s);
     });
-    return 0;
+    return failed ? 3 : 0;
 }
 
 namespace {
@@ -224,7 +226,7 @@ extern "C" void indexshare_decode_free(void* decoder) { delete (indexshare::Deco
 
 extern "C" int64_t indexshare_decode_max_rows() { return indexshare::MAX_ROWS; }
 
-// Returns 0; 1 when memory ran out; 2 when an id is outside the vocabulary.
+// Returns 0; 1 when memory ran out; 2 when an id is outside the vocabulary; 3 when the batch's `fetch` failed.
 extern "C" int indexshare_decode_step(void* decoder, const indexshare::Batch* batch) {
     using namespace indexshare;
     Decoder& d = *(Decoder*)decoder;

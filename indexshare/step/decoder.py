@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from indexshare.ops.native import native
+from indexshare.step.spilled_rows import Fetch, Places
 from indexshare.step.structs import Batch, ModelWeights, integers, pointers
 
 
@@ -67,9 +68,10 @@ class Decoder:
 
     def step(
         self, ids: Sequence[int], positions: Tensor, slots: Tensor, tables: Sequence[Tensor], *,
-        latents: Any, index_keys: Any, latent_form: tuple[int, int] = (0, 0), key_form: tuple[int, int] = (0, 0),
-        block_size: int, limit: int, wanted: Sequence[int], states: Tensor | None = None, ahead: int = 0,
-        reuse: Sequence[int] | None = None,
+        latents: Any, index_keys: Any, latent_strides: Any, latent_form: tuple[int, int] = (0, 0),
+        key_form: tuple[int, int] = (0, 0), block_size: int, limit: int, wanted: Sequence[int],
+        states: Tensor | None = None, ahead: int = 0, reuse: Sequence[int] | None = None,
+        fetch: Fetch | None = None, fetch_each: bool = False, places: Places | None = None,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Compute the rows and write their latents and index keys.
 
@@ -78,6 +80,7 @@ class Decoder:
             positions, slots: int64 `[N]`, a row's position in its sequence and the row of the pools to write.
             tables: of each row, the block ids int64 of its sequence, covering its positions up to the row's.
             latents, index_keys: `structs.pointers` of all layers' pools (null keys in Shared layers).
+            latent_strides: of each layer, `structs.integers` of the bytes from one row of latents to the next.
             latent_form, key_form: how their rows are stored, from `ops.coded.rows.kernel_form`.
             block_size: slots of a block.
             limit: rows with at most this much context attend to everything; at least `topk`.
@@ -85,6 +88,8 @@ class Decoder:
             states: of a draft layer, what stands beside the embeddings, `[N, hidden]` in the model's type.
             ahead: rotary positions are `positions` and so many more.
             reuse: rows of the last step, ascending, whose keys and choice these rows reuse; nothing is written then.
+            fetch, places: of a cache with rows in files (`spilled_rows`), whose latents are those in memory.
+            fetch_each: fetch for every layer alone.
 
         Returns:
             Hidden states after the final norm `[N, hidden]` in the model's type, float32 logits `[len(wanted), V]`.
@@ -94,16 +99,17 @@ class Decoder:
             MemoryError: no memory for the activations; nothing has been written then.
         """
         batch = self._batch(
-            ids, positions, slots, tables, latents=latents, index_keys=index_keys, latent_form=latent_form,
-            key_form=key_form, block_size=block_size, limit=limit, wanted=wanted, states=states, ahead=ahead,
-            reuse=reuse,
+            ids, positions, slots, tables, latents=latents, index_keys=index_keys, latent_strides=latent_strides,
+            latent_form=latent_form, key_form=key_form, block_size=block_size, limit=limit, wanted=wanted,
+            states=states, ahead=ahead, reuse=reuse, fetch=fetch, fetch_each=fetch_each, places=places,
         )  # fmt: skip
-        self._check(self._step(self._handle, ctypes.byref(batch.batch)), ids)
+        self._check(self._step(self._handle, ctypes.byref(batch.batch)), ids, fetch)
         return batch.hidden, batch.logits
 
     def draft(
         self, ids: Sequence[int], states: Tensor, positions: tuple[Tensor, Tensor], slots: Tensor,
-        tables: tuple[Sequence[Tensor], Sequence[Tensor]], *, anchors: Sequence[int], steps: int, **common: Any,
+        tables: tuple[Sequence[Tensor], Sequence[Tensor]], *, anchors: Sequence[int], steps: int,
+        places: tuple[Places, Places] | None = None, **common: Any,
     ) -> list[list[int]]:  # fmt: skip
         """A round of a draft layer: step 1 over all rows, later steps of anchors, each behind the most likely token.
 
@@ -113,6 +119,7 @@ class Decoder:
             slots: of the rows of step 1.
             anchors: rows of step 1, ascending.
             steps: tokens to draft, at least 1.
+            places: of the rows of step 1, and of the anchors alone.
             common: `latents`, `index_keys`, their forms, `block_size` and `limit`, as in `step`.
 
         Returns:
@@ -121,19 +128,26 @@ class Decoder:
         Raises:
             ValueError, MemoryError: as in `step`; in step 1 nothing has been written then.
         """
-        first = self._batch(ids, positions[0], slots, tables[0], wanted=anchors, states=states, **common)
+        of_first, of_later = (None, None) if places is None else places
+        first = self._batch(
+            ids, positions[0], slots, tables[0], wanted=anchors, states=states, places=of_first, **common
+        )
         count = len(anchors)
         later = self._batch(
-            [0] * count, positions[1], positions[1], tables[1], wanted=range(count), reuse=range(count), **common
-        )
+            [0] * count, positions[1], positions[1], tables[1], wanted=range(count), reuse=range(count),
+            places=of_later, **common,
+        )  # fmt: skip
         drafts = integers([0] * (steps * count))
         failed = self._round(
             self._handle, ctypes.byref(first.batch), ctypes.byref(later.batch), steps, ctypes.addressof(drafts)
         )
-        self._check(failed, ids)
+        self._check(failed, ids, common.get("fetch"))
         return [drafts[at : at + count] for at in range(0, steps * count, count)]
 
-    def _check(self, failed: int, ids: Sequence[int]) -> None:
+    def _check(self, failed: int, ids: Sequence[int], fetch: Fetch | None) -> None:
+        if failed == 3:
+            assert fetch is not None
+            fetch.raise_error()
         if failed == 2:
             bad = next(i for i in ids if not 0 <= i < self._weights.vocabulary)
             raise ValueError(f"token id {bad} is outside the vocabulary 0..{self._weights.vocabulary - 1}")
@@ -142,9 +156,10 @@ class Decoder:
 
     def _batch(
         self, ids: Sequence[int], positions: Tensor, slots: Tensor, tables: Sequence[Tensor], *,
-        latents: Any, index_keys: Any, latent_form: tuple[int, int] = (0, 0), key_form: tuple[int, int] = (0, 0),
-        block_size: int, limit: int, wanted: Sequence[int], states: Tensor | None = None, ahead: int = 0,
-        reuse: Sequence[int] | None = None,
+        latents: Any, index_keys: Any, latent_strides: Any, latent_form: tuple[int, int] = (0, 0),
+        key_form: tuple[int, int] = (0, 0), block_size: int, limit: int, wanted: Sequence[int],
+        states: Tensor | None = None, ahead: int = 0, reuse: Sequence[int] | None = None,
+        fetch: Fetch | None = None, fetch_each: bool = False, places: Places | None = None,
     ) -> _Filled:  # fmt: skip
         weights, rows = self._weights, len(ids)
         assert positions.dtype == slots.dtype == torch.int64 and positions.is_contiguous() and slots.is_contiguous()
@@ -164,5 +179,10 @@ class Decoder:
             states=None if states is None else states.data_ptr(), ahead=ahead,
             reuse=None if c_reuse is None else ctypes.addressof(c_reuse),
             latent_kind=latent_form[0], latent_precise=latent_form[1], key_kind=key_form[0], key_precise=key_form[1],
+            latent_strides=ctypes.addressof(latent_strides), fetch_each=fetch_each,
+            fetch=None if fetch is None else fetch.address,
+            latent_slots=None if places is None else ctypes.addressof(places.slots),
+            latent_tables=None if places is None else ctypes.addressof(places.tables),
         )  # fmt: skip
-        return _Filled(batch, hidden, logits, (c_ids, c_wanted, c_tables, c_reuse, tables, states, positions, slots))
+        keep = (c_ids, c_wanted, c_tables, c_reuse, tables, states, positions, slots, fetch, places, latent_strides)
+        return _Filled(batch, hidden, logits, keep)

@@ -32,6 +32,7 @@ extern "C" const char* indexshare_step_layout() {
         FIELD(index_keys), FIELD(rows), FIELD(block_size), FIELD(limit), FIELD(hidden), FIELD(wanted),
         FIELD(num_wanted), FIELD(logits), FIELD(threads), FIELD(states), FIELD(ahead), FIELD(reuse),
         FIELD(latent_kind), FIELD(latent_precise), FIELD(key_kind), FIELD(key_precise),
+        FIELD(latent_strides), FIELD(latent_slots), FIELD(latent_tables), FIELD(fetch), FIELD(fetch_each),
 #undef FIELD
     });
     return text.c_str();

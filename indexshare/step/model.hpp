@@ -64,6 +64,12 @@ struct Batch {
     int64_t ahead;                 // rotary positions are `positions` and so many more
     const int64_t* reuse;          // ascending rows of the last step, whose keys and choice these rows reuse; null: own
     int64_t latent_kind, latent_precise, key_kind, key_precise;  // how rows are stored: ops/coded/row_format.hpp
+    const int64_t* latent_strides; // of each layer: bytes from one row of latents to the next
+    // Of a cache with rows in files (null otherwise), where `latents` are those in memory, at places of their own:
+    const int64_t* const* latent_slots;          // of each layer: the places to write, in the place of `slots`
+    const int64_t* const* const* latent_tables;  // of each layer and row that attends to everything: places by position
+    int (*fetch)(int64_t layer, int64_t* slots, int64_t count);  // brings chosen rows into memory; slots become places
+    int64_t fetch_each;            // for every layer, not once for all that share a choice
 };
 
 }  // namespace indexshare

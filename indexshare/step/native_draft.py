@@ -84,10 +84,13 @@ class NativeDraft(NativeStep):
             The tokens of each step, by sequence.
         """
         self.look_again()
+        limit = attention_limit(self.model.config, full_attention_below)
+        first, later = self._places(view, limit), self._places(anchors, limit, writes=False)
         return self._current().draft(
             ids, states, (view.positions, anchors.positions), view.written, (tables_of(view), tables_of(anchors)),
             anchors=[span.stop - 1 for span in view.spans], steps=steps, **self._of_cache(view.cache),
-            block_size=view.cache.block_size, limit=attention_limit(self.model.config, full_attention_below),
+            block_size=view.cache.block_size, limit=limit,
+            places=None if first is None or later is None else (first, later),
         )  # fmt: skip
 
     def _made(self) -> Decoder:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from indexshare import ops
 from indexshare.adapt.quantized import QuantExperts, QuantLinear, QuantUp, is_quantized
 from indexshare.cache.paged import PagedCache, PagedView
+from indexshare.cache.spilled import SpilledCache, SpilledView
 from indexshare.cache.view import BatchView
 from indexshare.config.layers import INDEX_KEYS, has_indexer
 from indexshare.config.mla import LATENTS
@@ -31,6 +32,7 @@ from indexshare.ops.native import native
 from indexshare.ops.packed.packing import PackedWeight
 from indexshare.step import structs
 from indexshare.step.decoder import Decoder, max_rows
+from indexshare.step.spilled_rows import Fetch, Places, places_of
 from indexshare.step.structs import FeedForward, IndexerWeights, LayerWeights, Matrix, ModelWeights
 
 MAX_ROWS = 16  # beyond it a step is products of matrices, which torch multiplies faster
@@ -134,12 +136,16 @@ class NativeStep:
     def _run(
         self, ids: Sequence[int], view: PagedView, full_attention_below: int, wanted: Sequence[int] | None, **draft: Any
     ) -> tuple[Tensor, Tensor]:
-        decoder = self._current()
+        decoder, limit = self._current(), attention_limit(self.model.config, full_attention_below)
         return decoder.step(
             ids, view.positions, view.written, tables_of(view), **self._of_cache(view.cache),
-            block_size=view.cache.block_size, limit=attention_limit(self.model.config, full_attention_below),
-            wanted=range(len(ids)) if wanted is None else wanted, **draft,
+            block_size=view.cache.block_size, limit=limit, wanted=range(len(ids)) if wanted is None else wanted,
+            places=self._places(view, limit, writes="reuse" not in draft), **draft,
         )  # fmt: skip
+
+    def _places(self, view: PagedView, limit: int, *, writes: bool = True) -> Places | None:
+        """Where the rows of a cache lie that has others in files."""
+        return places_of(view, self._layers, limit, writes=writes) if isinstance(view, SpilledView) else None
 
     def look_again(self) -> None:
         """Find out before the next step whether all weights are where they were."""
@@ -185,9 +191,12 @@ class NativeStep:
             self._pools = {
                 "latents": structs.pointers([pool.stored for pool in latents]),
                 "index_keys": structs.pointers([None if pool is None else pool.stored for pool in keys]),
+                "latent_strides": structs.integers([p.stored.stride(0) * p.stored.element_size() for p in latents]),
                 "latent_form": kernel_form(latents[0].kernel_layout),
                 "key_form": kernel_form(cache.pool(layers[0], INDEX_KEYS).kernel_layout),
             }
+            if isinstance(cache, SpilledCache):
+                self._pools |= {"fetch": Fetch(cache, layers), "fetch_each": cache.by_layer}
             self._cache = ref(cache)
         return self._pools
 

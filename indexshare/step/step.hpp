@@ -60,7 +60,7 @@ class Step {
    public:
     explicit Step(const ModelWeights& model) : m(model) {}
 
-    // 0; 1 when memory ran out; 2 when an id is outside the vocabulary.
+    // 0; 1 when memory ran out; 2 when an id is outside the vocabulary; 3 when `fetch` failed.
     int run(const Batch& batch);
 
     const ModelWeights& model() const { return m; }
@@ -89,6 +89,8 @@ class Step {
     std::vector<Candidates> candidates;             // [sparse rows][parts]
     std::atomic<int> parts_left[MAX_ROWS];
     std::vector<int64_t> chosen;                    // [n][topk]: rows of the pools, kept for Shared layers
+    std::vector<int64_t> named, fetched;            // [sparse rows][topk]: of a cache with rows in files, before and after
+    bool failed = false;                            // they could not be fetched
 
     std::vector<Stretch> stretches;
     std::vector<int64_t> first_stretch;             // [n + 1]
@@ -127,6 +129,8 @@ class Step {
     void score_part(int64_t layer, int64_t index, int64_t part, Scratch<T>& s);
     void score_block(Walk& walk, int64_t row, int64_t visible, Scratch<T>& s, f32v (&score)[TILE_VECTORS]);
     void merge(int64_t index);
+    void name_chosen();
+    void fetch(int64_t layer);
     void attend(int64_t layer, const Stretch& part, int64_t at, Scratch<T>& s);
     void head_values(const LayerWeights& w, int64_t head, Scratch<T>& s);
     void combine(int64_t row, int64_t head, float* mixed);

@@ -71,6 +71,8 @@ class Batch(ctypes.Structure):
         ("hidden", _POINTER), ("wanted", _POINTER), ("num_wanted", _INTEGER), ("logits", _POINTER),
         ("threads", _INTEGER), ("states", _POINTER), ("ahead", _INTEGER), ("reuse", _POINTER),
         *((name, _INTEGER) for name in ("latent_kind", "latent_precise", "key_kind", "key_precise")),
+        *((name, _POINTER) for name in ("latent_strides", "latent_slots", "latent_tables", "fetch")),
+        ("fetch_each", _INTEGER),
     )  # fmt: skip
 
 
