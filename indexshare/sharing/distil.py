@@ -18,7 +18,7 @@ from indexshare.config.shipped import model_directory, shipped_models
 from indexshare.data.corpus import TextFolder, anywhere
 from indexshare.data.packages import TrainingText, text_from_record
 from indexshare.eval.held_out import training_text
-from indexshare.sharing.windows import check_window
+from indexshare.sharing.windows import check_shows_attention, check_window
 from indexshare.train.history import training_record
 from indexshare.train.objectives import Balance, Draft, Indexer, NextToken, Objective
 from indexshare.train.optim import OptimConfig, Schedule
@@ -88,6 +88,7 @@ class Distillation:
                 f"{config.num_hidden_layers} layers; give one letter for each layer"
             )
         check_window(config, self.length)
+        check_shows_attention(config)
         widest = config.index_head_dim
         if self.rank is not None and not 1 <= self.rank <= widest:
             raise ValueError(

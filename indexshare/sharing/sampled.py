@@ -16,6 +16,7 @@ from torch import Tensor
 from indexshare.cache.view import InFlightView
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.observe import AttentionRecord, IndexTensors, Observer
+from indexshare.sharing.windows import check_shows_attention
 
 _CHUNK_BYTES = 32 << 20  # of one chunk of queries, all heads
 
@@ -108,9 +109,7 @@ def look_at(model: GlmMoeDsa, window: Tensor, queries: Tensor, look: Callable[[S
     Raises:
         ValueError: attention of a kind that shows nothing.
     """
-    kind = model.config.variant.attention.kind
-    if kind != "mla":
-        raise ValueError(f"what layers attend to is measured in latent attention (mla); this model's is {kind!r}")
+    check_shows_attention(model.config)
     device = model.embed_tokens.weight.device
     ids = window.to(device)
     model.trunk(ids, InFlightView([ids.numel()], device), observer=Sampler(queries.to(device), look))

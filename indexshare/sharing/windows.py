@@ -51,6 +51,13 @@ def take_windows(
     return torch.tensor(ids[: fitting * length]).view(fitting, length)
 
 
+def check_shows_attention(config: ModelConfig) -> None:
+    """Refuse (ValueError) models whose attention cannot be looked at."""
+    kind = config.variant.attention.kind
+    if kind != "mla":
+        raise ValueError(f"what layers attend to is seen in latent attention (mla) alone; this model's is {kind!r}")
+
+
 def check_window(config: ModelConfig, length: int) -> None:
     """Refuse (ValueError) windows that the model does not read, or in which nothing is selected; and such models."""
     if not config.selects:

@@ -13,8 +13,10 @@ from torch import Tensor
 from indexshare import ops
 from indexshare.adapt.low_rank import LowRankLinear, add_low_rank, merged
 from indexshare.cache.view import InFlightView
-from indexshare.checkpoint.load import load_model
+from indexshare.checkpoint.load import load_model, save_model
+from indexshare.config.presets import preset
 from indexshare.config.share_plan import SharePlan
+from indexshare.config.variant import GroupedAttention, Variant
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.model.selection import FULL_ATTENTION
 from indexshare.ops import KLRows, Teacher
@@ -269,3 +271,11 @@ def test_the_second_stage_begins_where_the_first_ended(full_dir: Path, text_dir:
     base = trainer.model.state_dict()["layers.2.self_attn.indexer.wk.base"]
     assert torch.equal(base, learned["layers.2.self_attn.indexer.wk.weight"])
     assert not torch.equal(base, first["layers.2.self_attn.indexer.wk.weight"])
+
+
+def test_attention_that_shows_nothing_is_refused(tmp_path: Path) -> None:
+    attention = GroupedAttention(kv_heads=2, head_dim=12)
+    config = preset("tiny").replace(num_attention_heads=16, variant=Variant(attention=attention))
+    save_model(GlmMoeDsa(config).initialise(0), tmp_path / "grouped")
+    with pytest.raises(ValueError, match="latent attention"):
+        Distillation(start=str(tmp_path / "grouped"), plan=config.share_plan, length=32)
