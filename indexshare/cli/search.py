@@ -49,6 +49,9 @@ class MethodOptions:
         Pipeline blocks: the first layer of each stays Full, and each step decides one layer of every block.
     exact
         Run every candidate on every window; otherwise those that are clearly worse leave early.
+    tolerance
+        Differences of so many percent of the loss do not matter: a decision is made when no candidate can be better by
+        more, with less work where candidates are nearly equal; 0 decides between them too.
     length
         Tokens of a window: 4K, or what the model reads, unless given.
     memory_gib
@@ -61,6 +64,7 @@ class MethodOptions:
     beam: int = 4
     blocks: int = 1
     exact: Annotated[bool, Parameter(negative="")] = False
+    tolerance: float = 0.0
     length: str | None = None
     memory_gib: float = 2.0
 
@@ -68,6 +72,8 @@ class MethodOptions:
         """Refuse (ValueError) numbers that mean nothing, and options of other methods."""
         if self.beam < 1:
             raise ValueError(f"--beam is {self.beam}; expected 1 or more plans")
+        if not 0 <= self.tolerance < 100:
+            raise ValueError(f"--tolerance is {self.tolerance:g}; expected percent of the loss, 0 or more")
         if not 0 <= self.memory_gib < 2**20:
             raise ValueError(f"--memory-gib is {self.memory_gib:g}; expected a number of GiB, 0 or more")
         if self.blocks != 1 and self.method != "greedy":
@@ -220,9 +226,9 @@ def _steps(trial: Trial, subject: Subject, windows: Tensor, keep: int, how: Meth
     from indexshare.sharing.search import Step, beam, block_starts, greedy, refine, uniform
     from indexshare.sharing.similarity import most_similar, similarities
 
-    start, tell = trial.base, note
+    start, tell, part = trial.base, note, how.tolerance / 100
     if how.method == "greedy":
-        steps = greedy(trial, keep, blocks=how.blocks, exact=how.exact, tell=tell)
+        steps = greedy(trial, keep, blocks=how.blocks, exact=how.exact, tolerance=part, tell=tell)
     elif how.method == "beam":
         steps = beam(trial, keep, width=how.beam, tell=tell)
     else:
@@ -234,7 +240,9 @@ def _steps(trial: Trial, subject: Subject, windows: Tensor, keep: int, how: Meth
         steps = [Step(plan=start, loss=trial.loss(start)), Step(plan=plan, loss=trial.loss(plan))]
     if how.refine:
         pinned = block_starts(start.num_layers, how.blocks)
-        steps += refine(trial, steps[-1], available=start.full_layers, pinned=pinned, exact=how.exact, tell=tell)
+        steps += refine(
+            trial, steps[-1], available=start.full_layers, pinned=pinned, exact=how.exact, tolerance=part, tell=tell
+        )
     return steps
 
 

@@ -27,13 +27,16 @@ class Standing:
     windows: int
 
 
-def race(trial: Trial, plans: Sequence[SharePlan], *, exact: bool = False) -> tuple[SharePlan, list[Standing]]:
+def race(
+    trial: Trial, plans: Sequence[SharePlan], *, exact: bool = False, tolerance: float = 0.0
+) -> tuple[SharePlan, list[Standing]]:
     """The plan with the lowest loss, the first one among equals, and how all of them stood.
 
     Args:
         trial: the windows.
         plans: at least one.
         exact: run every plan on every window.
+        tolerance: part of the loss that does not matter: the race ends when nobody can be better by more.
     """
     alive, losses = list(plans), {plan.pattern: list[float]() for plan in plans}
     rounds = [trial.batches] if exact else _rounds(trial)
@@ -44,7 +47,7 @@ def race(trial: Trial, plans: Sequence[SharePlan], *, exact: bool = False) -> tu
                 losses[plan.pattern] += values
         done = stop
         alive = alive if exact else _survivors(alive, losses)
-        if len(alive) == 1:
+        if len(alive) == 1 or (tolerance > 0 and not exact and _settled(alive, losses, tolerance)):
             break
     winner = min(alive, key=lambda plan: statistics.fmean(losses[plan.pattern]))
     standings = [
@@ -71,11 +74,25 @@ def _survivors(alive: list[SharePlan], losses: dict[str, list[float]]) -> list[S
     return [plan for plan in alive if not _clearly_worse(losses[plan.pattern], best)]
 
 
+def _settled(alive: list[SharePlan], losses: dict[str, list[float]], tolerance: float) -> bool:
+    """Whether chance leaves nobody room to be better than the leader by more than the tolerance."""
+    best = losses[min(alive, key=lambda plan: statistics.fmean(losses[plan.pattern])).pattern]
+    if len(best) < _FIRST:
+        return False
+    room = tolerance * statistics.fmean(best)
+    return all(_above(losses[plan.pattern], best) >= -room for plan in alive if losses[plan.pattern] is not best)
+
+
 def _clearly_worse(values: Sequence[float], best: Sequence[float]) -> bool:
     """Whether a plan's losses lie above the leader's beyond chance."""
+    return _above(values, best) > 0
+
+
+def _above(values: Sequence[float], best: Sequence[float]) -> float:
+    """What a plan's losses lie above the leader's, at the least that chance leaves."""
     apart = [a - b for a, b in zip(values, best, strict=True)]
     error = statistics.stdev(apart) / len(apart) ** 0.5
-    return statistics.fmean(apart) > _limit(len(apart) - 1) * error
+    return statistics.fmean(apart) - _limit(len(apart) - 1) * error
 
 
 def _limit(freedom: int) -> float:

@@ -63,7 +63,9 @@ def block_starts(layers: int, blocks: int) -> tuple[int, ...]:
     return tuple(number * layers // blocks for number in range(blocks))
 
 
-def greedy(trial: Trial, keep: int, *, blocks: int = 1, exact: bool = False, tell: Tell | None = None) -> list[Step]:
+def greedy(
+    trial: Trial, keep: int, *, blocks: int = 1, exact: bool = False, tolerance: float = 0.0, tell: Tell | None = None
+) -> list[Step]:
     """Make one layer Shared after the other, each time the one whose sharing costs least, until `keep` are Full.
 
     With several blocks (which start at Full layers) one layer of each is decided in a step, block after block.
@@ -80,7 +82,7 @@ def greedy(trial: Trial, keep: int, *, blocks: int = 1, exact: bool = False, tel
             free = [layer for layer in plan.full_layers if start < layer < stop]
             if not free or len(plan.full_layers) <= keep:
                 continue
-            plan, standings = race(trial, [changed(plan, layer) for layer in free], exact=exact)
+            plan, standings = race(trial, [changed(plan, layer) for layer in free], exact=exact, tolerance=tolerance)
             steps.append(_commit(trial, plan, standings, tell))
     return steps
 
@@ -114,7 +116,7 @@ def check_start(plan: SharePlan, keep: int, starts: Sequence[int] = (0,)) -> Non
 
 def refine(
     trial: Trial, step: Step, *, available: Sequence[int], pinned: Sequence[int] = (0,), exact: bool = False,
-    tell: Tell | None = None,
+    tolerance: float = 0.0, tell: Tell | None = None,
 ) -> list[Step]:  # fmt: skip
     """Exchange a Full layer for a Shared one as long as that lowers the loss; the steps that did.
 
@@ -137,7 +139,7 @@ def refine(
         if not pairs:
             return steps[1:]
         trial.rebase(plan)
-        winner, standings = race(trial, [changed(plan, *pair) for pair in pairs], exact=exact)
+        winner, standings = race(trial, [changed(plan, *pair) for pair in pairs], exact=exact, tolerance=tolerance)
         if trial.loss(winner) >= steps[-1].loss:
             return steps[1:]
         steps.append(_commit(trial, winner, standings, tell))

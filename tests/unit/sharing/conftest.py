@@ -12,9 +12,7 @@ from indexshare.checkpoint.surgery import all_full
 from indexshare.cli import main
 from indexshare.config import ModelConfig
 from indexshare.config.presets import preset
-from indexshare.eval.subject import load_subject
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.sharing.windows import take_windows
 from indexshare.text.tokenizer import train_bpe
 
 
@@ -91,18 +89,3 @@ def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def windows() -> torch.Tensor:
     """Three windows of 40 random tokens."""
     return torch.randint(0, 320, (3, 40), generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="session")
-def nano_dsa() -> Callable[[], tuple[GlmMoeDsa, torch.Tensor]]:
-    """The research model with 64 windows of 512 targets of files that it was not trained on."""
-
-    def load() -> tuple[GlmMoeDsa, torch.Tensor]:
-        folder = Path(__file__).resolve().parents[3] / "research" / "nano-dsa"
-        if not (folder / "model.safetensors").is_file():
-            pytest.skip("research/nano-dsa is not here")
-        subject = load_subject(str(folder))
-        rows = take_windows(subject.tokenizer, subject.held_out, length=513, most=64, wanted=64, seed=0)
-        return subject.model, rows
-
-    return load

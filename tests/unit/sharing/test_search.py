@@ -2,7 +2,6 @@
 
 import itertools
 import random
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -195,6 +194,24 @@ def test_a_race_drops_what_is_clearly_worse_and_nothing_else() -> None:
     assert every == winner
 
 
+def test_what_does_not_matter_is_not_decided() -> None:
+    draw = random.Random(1)
+    base = [draw.gauss(3, 0.5) for _ in range(64)]
+    offsets = {"FSFF": 0.0, "FFSF": -0.0001, "FFFS": 0.02}
+    table = {name: [b + offset + draw.gauss(0, 0.001) for b in base] for name, offset in offsets.items()}
+    plans = [SharePlan.from_pattern(name) for name in table]
+    every, some, none = Sheet(table), Sheet(table), Sheet(table)
+    best, _ = race(every, plans)  # type: ignore[arg-type]
+    near, _ = race(some, plans, tolerance=0.001)  # type: ignore[arg-type]
+    race(none, plans, tolerance=0.001, exact=True)  # type: ignore[arg-type]
+    assert best.pattern == min(table, key=lambda name: sum(table[name]))
+    assert near.pattern in ("FSFF", "FFSF")
+    assert some.asked == 3 * 8 < every.asked < none.asked == 3 * 64
+    strict = Sheet(table)
+    race(strict, plans, tolerance=1e-6)  # type: ignore[arg-type]
+    assert strict.asked == every.asked
+
+
 def test_the_programme_finds_the_best_sum() -> None:
     for seed in range(5):
         matrix = torch.rand(7, 7, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -253,13 +270,3 @@ def test_grouped_attention_is_searched_too(rows: Tensor) -> None:
     model = noisy(config)
     trial, plan = Trial(model, rows), SharePlan.from_pattern("FSFFSF")
     assert trial.losses([plan], 0)[0] == whole(model, plan, rows)
-
-
-@pytest.mark.slow
-def test_five_times_less_work_on_a_trained_model(nano_dsa: Callable[[], tuple[GlmMoeDsa, Tensor]]) -> None:
-    """The whole search to a quarter: the plain algorithm's answer with a fifth of its layer evaluations."""
-    model, windows = nano_dsa()
-    quick, exact = Trial(model, windows), Trial(model, windows)
-    found, expected = greedy(quick, 4), greedy(exact, 4, exact=True)
-    assert [step.plan.pattern for step in found] == [step.plan.pattern for step in expected]
-    assert 5 * quick.evaluations <= plain_evaluations(13, 4, 13, len(windows))

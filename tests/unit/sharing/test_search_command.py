@@ -41,6 +41,7 @@ def test_what_it_finds_is_written_and_loads(run: Run, full_dir: Path, text_dir: 
         ("--method", "uniform", "--refine"),
         ("--blocks", "2", "--objective", "far"),
         ("--refine", "--exact"),
+        ("--refine", "--tolerance", "0.01"),
     ],
 )
 def test_every_method_gives_a_plan(run: Run, full_dir: Path, text_dir: Path, more: tuple[str, ...]) -> None:
@@ -77,6 +78,7 @@ def test_the_same_command_goes_on(run: Run, full_dir: Path, text_dir: Path, tmp_
         (("--plot", "x.txt"), "ends in one of"),
         (("--out", __file__), "is a file"),
         (("--memory-gib", "-1"), "--memory-gib is -1"),
+        (("--tolerance", "-1"), "--tolerance is -1"),
     ],
 )
 def test_what_it_refuses(run: Run, full_dir: Path, text_dir: Path, more: tuple[str, ...], words: str) -> None:
