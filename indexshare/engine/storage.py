@@ -85,27 +85,27 @@ def build_cache(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Bytes of a token: index keys, all other rows, and the largest of those."""
+    """Bytes of a token: index keys, all other rows, and those of one layer."""
 
     keys: int
     rows: int
-    widest: int
+    layer: int
 
     @classmethod
     def of(cls, config: ModelConfig, settings: StorageSettings, dtype: torch.dtype) -> _Sizes:
         of_stream = row_bytes(settings.codecs, dtype)
         streams = cache_bytes(config, draft=settings.draft, row_bytes=of_stream).streams
         keys = streams.get(INDEX_KEYS, 0)
-        widest = max(of_stream(s) for s in layer_streams(config, 0) if s.name != INDEX_KEYS)
-        return cls(keys, sum(streams.values()) - keys, widest)
+        layer = sum(of_stream(s) for s in layer_streams(config, 0) if s.name != INDEX_KEYS)
+        return cls(keys, sum(streams.values()) - keys, layer)
 
     def places(self, settings: StorageSettings, tokens: int) -> int:
         """Tokens whose rows are in memory beside all index keys, and one layer's rows of a prompt's whole past."""
         assert settings.memory is not None
-        places = (settings.memory - tokens * (self.keys + self.widest)) // self.rows
+        places = (settings.memory - tokens * (self.keys + self.layer)) // self.rows
         least = settings.rows * settings.limit + 2 * settings.chunk
         if places < least:
-            needed = tokens * (self.keys + self.widest) + least * self.rows
+            needed = tokens * (self.keys + self.layer) + least * self.rows
             raise ValueError(
                 f"cache_memory is {settings.memory:,} bytes, and a cache of {tokens:,} tokens needs at least "
                 f"{needed:,} for index keys, a layer of the past, and what a step names; raise it, or lower "
@@ -116,7 +116,7 @@ class _Sizes:
 
 def _spilled_tokens(sizes: _Sizes, settings: StorageSettings, max_context: int) -> int:
     assert settings.memory is not None
-    return max(1, min(_SEQUENCES * max_context, settings.memory // 2 // (sizes.keys + sizes.widest)))
+    return max(1, min(_SEQUENCES * max_context, settings.memory // 2 // (sizes.keys + sizes.layer)))
 
 
 def _blocks_in_memory(settings: StorageSettings, fits: int, block_size: int) -> int:

@@ -17,6 +17,7 @@ from indexshare.engine.core import Generation
 from indexshare.engine.llm import LLM
 from indexshare.engine.params import SamplingParams
 from indexshare.model.glm import GlmMoeDsa
+from tests.unit.model.test_grouped import grouped
 
 CONFIG = preset("tiny")  # index_topk 8
 GREEDY = SamplingParams(max_tokens=24, temperature=0, ignore_eos=True, logprobs=2)
@@ -79,6 +80,19 @@ def test_the_same_to_the_last_bit(
             assert (output.token_ids, output.logprobs) == (wanted.token_ids, wanted.logprobs)
     check(llm)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_grouped_queries(prompts: list[list[int]], tmp_path: Path) -> None:
+    """Keys and values are two streams of a layer, which are fetched together."""
+    model = GlmMoeDsa(grouped()).initialise(3).eval()
+    settings = {"cache_tokens": 2048, "prefill_chunk": 32, "max_context": 480}
+    expected = LLM(model, **settings).generate(prompts, GREEDY)
+    llm = spilling(model, settings, tmp_path)
+    for output, wanted in zip(llm.generate(prompts, GREEDY), expected, strict=True):
+        assert (output.token_ids, output.logprobs) == (wanted.token_ids, wanted.logprobs)
+    assert llm.cache.counts.bytes_read > 0  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="but the model attends to every token; leave it out"):
+        LLM(GlmMoeDsa(grouped(selects=False)).eval(), cache_memory="1M", spill=tmp_path)
 
 
 def test_statistics(model: GlmMoeDsa, prompts: list[list[int]], tmp_path: Path) -> None:
