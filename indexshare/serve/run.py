@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Collection
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from types import FrameType
 from typing import Any
 
@@ -33,6 +34,16 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
         self._ending: Any = None
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals stop the server politely; uvicorn would raise them again behind that, which ends the process."""
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal stops politely, the second one at once."""
