@@ -21,14 +21,12 @@ from typing import Any
 import torch
 
 from indexshare.cache.blocks import BlockTable
-from indexshare.cache.codecs import codecs_by_stream, row_bytes
+from indexshare.cache.codecs import codecs_by_stream
 from indexshare.cache.paged import PagedCache
 from indexshare.cache.spilled import SpilledCache
-from indexshare.config.layers import INDEX_KEYS
 from indexshare.measure.runs import random_prompt
 from indexshare.measure.subject import Subject
 from indexshare.model.glm import GlmMoeDsa
-from indexshare.planner.memory import cache_bytes
 from indexshare.step.native_step import NativeStep
 
 BLOCK, CHUNK = 64, 2048
@@ -71,9 +69,10 @@ def build(model: GlmMoeDsa, kind: str, tokens: int, share: float, folder: Path, 
     codecs = codecs_by_stream(config, codec, None)
     if kind == "memory":
         return PagedCache(config, blocks, BLOCK, dtype, codecs=codecs)
-    streams = cache_bytes(config, row_bytes=row_bytes(codecs, dtype)).streams
-    latents = sum(size for name, size in streams.items() if name != INDEX_KEYS)
-    places = int((share - 1 / config.num_hidden_layers) * latents * tokens) // latents
+    places = int((share - 1 / config.num_hidden_layers) * tokens)
+    least = 16 * config.index_topk + 2 * CHUNK
+    if places < least:
+        raise SystemExit(f"--share {share:g} of {tokens:,} tokens leaves {places:,} in memory; a step needs {least:,}")
     return SpilledCache(
         config, blocks, BLOCK, dtype, codecs=codecs, places=places, folder=folder, by_layer=kind == "layers"
     )
