@@ -65,7 +65,7 @@ def test_what_cannot_express_it_refuses_by_name() -> None:
     [
         ({"atention": {}}, "unknown key 'atention' in 'indexshare'; did you mean 'attention'"),
         ({"attention": {"kind": "mlaa"}}, "the kind of 'attention' in 'indexshare' is 'mlaa'; did you mean 'mla'"),
-        ({"attention": {}}, "the kind of 'attention' in 'indexshare' is missing; expected one of mla"),
+        ({"attention": {}}, "the kind of 'attention' in 'indexshare' is missing; expected one of gqa, mla"),
         ({"attention": "mla"}, "'attention' in 'indexshare' is 'mla'; expected a JSON object"),
         ({"attention": {"kind": "mla", "heads": 2}}, "unknown key 'heads' in attention 'mla'; it has no settings"),
         ({"selection": {"kind": ["content"]}}, r"is \['content'\]"),

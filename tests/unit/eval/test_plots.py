@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from indexshare.eval.bootstrap import Estimate
-from indexshare.eval.draft import DraftReport
+from indexshare.eval.draft_rounds import Rounds
 from indexshare.eval.held_out import HeldOutReport
 from indexshare.eval.plots import check_picture, draw
 from indexshare.eval.prices import PriceReport, PriceRow
 from indexshare.eval.repository import FileGain, RepositoryReport
 from indexshare.eval.retrieval import RetrievalReport
 from indexshare.eval.suites.base import Panel, Suite
-from indexshare.eval.suites.draft import DraftSuite
+from indexshare.eval.suites.draft import Drafts, DraftSuite
 from indexshare.eval.suites.held_out import HeldOutFigures, HeldOutSuite
 from indexshare.eval.suites.repository import RepositorySuite
 from indexshare.eval.suites.retrieval import RetrievalSuite
@@ -47,9 +47,14 @@ def reports() -> list[tuple[Suite[Any], Any]]:
         context=100, files=1, tokens=3, mean_context_tokens=7.0, alone=ALONE, with_package=ALONE, gain=FIGURE,
         by_file=(gain,),
     )  # fmt: skip
-    draft = DraftReport(
-        files=2, tokens=9, max_tokens=9, agreement=(FIGURE, ALONE), accepted=(FIGURE, None), trunk_right=FIGURE
-    )
+    rounds = Rounds(
+        drafter="mtp", temperature=1.0, kind="all", prompts=2, rounds=3, accepted_length=FIGURE, tokens_per_step=FIGURE,
+        places=(FIGURE, ALONE),
+    )  # fmt: skip
+    draft = Drafts(
+        files=2, tokens=9, max_tokens=9, agreement=(FIGURE, ALONE), accepted=(FIGURE, None), trunk_right=FIGURE,
+        rounds=(rounds,),
+    )  # fmt: skip
     return [
         (HeldOutSuite(), HeldOutFigures(model="nano", held_out=HELD_OUT, prices=prices)),
         (RetrievalSuite("needle"), needle),
