@@ -180,6 +180,7 @@ def test_two_faults_of_transformers_are_both_named(verify: Callable[..., dict[st
     assert sorted(found["name"] for found in facts["found"]) == ["indexer-rope-layout", "routed-scale-missing"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("in_this_process")
 def test_a_damaged_layer_is_placed_though_no_convention_explains_it(
     verify: Callable[..., dict[str, Any]], random_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -195,6 +196,7 @@ def test_a_damaged_layer_is_placed_though_no_convention_explains_it(
     assert apart == [2]
 
 
+@pytest.mark.slow
 def test_weights_that_transformers_would_invent_are_an_error(
     capsys: pytest.CaptureFixture[str], random_dir: Path, tmp_path: Path
 ) -> None:

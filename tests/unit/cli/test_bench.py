@@ -54,6 +54,7 @@ def test_people_get_tables_and_progress_goes_elsewhere(run: Callable[..., Any], 
     assert "a prompt token takes" in result.err
 
 
+@pytest.mark.slow
 def test_the_cache_may_be_kept_in_few_bits(run: Callable[..., Any]) -> None:
     options = ("--parts", "speed", "memory", "--variants", "model", "--json")
     found = [

@@ -90,6 +90,7 @@ def test_the_result_is_better_and_works_everywhere(run: Run, text: Path, model_d
     assert run("curve", out, "--json").code == 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_by_the_same_command(
     run: Run, text: Path, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +123,7 @@ def test_a_stopped_run_goes_on_by_the_same_command(
     assert json.loads((out / "model" / "training.json").read_text())["steps"] == planned
 
 
+@pytest.mark.slow
 def test_one_file_and_the_default_folder(
     run: Run, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

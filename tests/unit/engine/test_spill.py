@@ -68,7 +68,9 @@ def check(llm: LLM) -> None:
     ],
     ids=str,
 )
-@pytest.mark.parametrize("params", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize(
+    "params", [pytest.param(GREEDY, marks=pytest.mark.slow, id="greedy"), pytest.param(DRAWN, id="drawn")]
+)
 def test_the_same_to_the_last_bit(
     model: GlmMoeDsa, prompts: list[list[int]], tmp_path: Path, settings: dict[str, Any], params: SamplingParams
 ) -> None:

@@ -106,6 +106,7 @@ def test_refusals(tokenizer: Tokenizer, tmp_path: Path) -> None:
         held_out_documents({"path": str(tmp_path), "held_out": 0.0})
 
 
+@pytest.mark.slow
 def test_unseen_packages_are_scored_as_they_are_installed(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def test_every_family_is_flagged(family: str) -> None:
     assert family in {rule.family for rule in RULES}
 
 
+@pytest.mark.slow
 def test_no_call_takes_long() -> None:
     for call in (
         "X=a$X$X; $X",

@@ -38,7 +38,7 @@ def test_templates_that_lack_something(model: ServedModel) -> None:
     assert "has no tools; leave them out" in refused(lambda: model.chat_prompt(USER, tools=TOOLS)).message
     assert "has no reasoning; leave it out" in refused(lambda: model.chat_prompt(USER, effort="high")).message
     model.template = ChatTemplate("{{ messages[0].content }}{{ tools }}")
-    assert "in a form not read here" in refused(lambda: model.chat_prompt(USER, tools=TOOLS)).message
+    assert "in a form that is not read here" in refused(lambda: model.chat_prompt(USER, tools=TOOLS)).message
     model.template = None
     assert "use /v1/completions" in refused(lambda: model.chat_prompt(USER)).message
 

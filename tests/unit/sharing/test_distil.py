@@ -169,9 +169,9 @@ def command(full_dir: Path, text_dir: Path, out: Path, *more: object) -> tuple[o
 @pytest.mark.parametrize(
     "more",
     [
-        ("--pattern", "FSFSSS"),
+        pytest.param(("--pattern", "FSFSSS"), marks=pytest.mark.slow),
         ("--every", "3", "--form", "mean", "--weights", "1,1,2,1,1,2", "--lora", "2"),
-        ("--every", "4", "--offset", "3", "--rate", "0.5", "--lookups", "0.5"),
+        pytest.param(("--every", "4", "--offset", "3", "--rate", "0.5", "--lookups", "0.5"), marks=pytest.mark.slow),
     ],
 )
 def test_the_command_trains_any_plan(run: Run, full_dir: Path, text_dir: Path, tmp_path: Path, more: Any) -> None:
@@ -188,6 +188,7 @@ def test_the_command_trains_any_plan(run: Run, full_dir: Path, text_dir: Path, t
     assert again.code == 0 and json.loads(again.out) == facts
 
 
+@pytest.mark.slow
 def test_warm_up_alone_moves_indexers_alone_and_lowers_their_loss(
     run: Run, full_dir: Path, text_dir: Path, tmp_path: Path
 ) -> None:

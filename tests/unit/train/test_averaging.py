@@ -48,7 +48,7 @@ def test_a_stage_ends_with_the_mean_of_its_last_weights(make_recipe: Callable[..
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stop", [2, 4, 5, 6])
+@pytest.mark.parametrize("stop", [5, *(pytest.param(stop, marks=pytest.mark.slow) for stop in (2, 4, 6))])
 def test_a_resumed_run_has_the_same_mean(
     stop: int, dtype: str, make_recipe: Callable[..., Recipe], tmp_path: Path
 ) -> None:

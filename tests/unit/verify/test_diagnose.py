@@ -63,6 +63,7 @@ def test_no_alarm_for_the_package_s_own_kernels(
     assert (found.verdict, found.found) == ("same", [])
 
 
+@pytest.mark.slow
 def test_what_no_convention_explains_is_said_to_be_unexplained(forward: PlainForward, token_ids: torch.Tensor) -> None:
     seen = observe(forward, token_ids)
     noise = torch.randn(seen.logprobs.shape, generator=torch.Generator().manual_seed(0))

@@ -171,7 +171,7 @@ def always_accepts_likely_ones(p: Tensor, q: Tensor, tokens: Tensor, accept: Ten
 BROKEN = [redraws_from_the_target, always_accepts_likely_ones]
 
 
-@pytest.mark.parametrize("rule", BROKEN)
+@pytest.mark.parametrize("rule", [BROKEN[0], pytest.param(BROKEN[1], marks=pytest.mark.slow)])
 def test_a_broken_rule_has_another_joint_law(monkeypatch: pytest.MonkeyPatch, rule: Rule) -> None:
     monkeypatch.setattr(acceptance, "settle", rule)
     assert not torch.allclose(joint_law(monkeypatch), FIRST[:, None] * SECOND, atol=1e-3)
