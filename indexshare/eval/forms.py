@@ -20,12 +20,12 @@ from indexshare.eval.forward import (
     ATTENTION,
     Progress,
     batches,
-    check_length,
     counter,
     distinct_kinds,
     hidden_states,
     predictions,
 )
+from indexshare.eval.retrieval import chosen_lengths
 from indexshare.model.glm import GlmMoeDsa
 from indexshare.text.tokenizer import Tokenizer
 
@@ -78,12 +78,6 @@ class FormsReport:
         return proportion(self.right[attention][split][at], self.asked[split][at])
 
 
-def default_lengths(model: GlmMoeDsa) -> tuple[int, ...]:
-    """Those of `DEFAULT_LENGTHS` within the model's context; the context itself where that is shorter than all."""
-    context = model.config.max_position_embeddings
-    return tuple(length for length in DEFAULT_LENGTHS if length <= context) or (context,)
-
-
 def evaluate_forms(
     model: GlmMoeDsa,
     tokenizer: Tokenizer,
@@ -101,7 +95,7 @@ def evaluate_forms(
         model: in evaluation mode.
         tokenizer: the model's.
         documents: files that the model was not trained on.
-        lengths: in tokens; `default_lengths` unless given.
+        lengths: in tokens; `DEFAULT_LENGTHS` within the model's context unless given.
         samples: texts at each length.
         attention: kinds of attention to compare.
         seed: of files, facts and forms.
@@ -113,10 +107,7 @@ def evaluate_forms(
     """
     if samples < 1 or not documents:
         raise ValueError(f"{samples} samples and {len(documents)} held-out files; expected at least 1 of each")
-    attention = distinct_kinds(model, attention)
-    lengths = default_lengths(model) if lengths is None else tuple(sorted(set(lengths)))
-    for length in lengths:
-        check_length(model, length)
+    attention, lengths = distinct_kinds(model, attention), chosen_lengths(model, lengths, DEFAULT_LENGTHS)
     texts = {
         length: [_text(tokenizer, documents, length, f"{seed}/{length}/{sample}") for sample in range(samples)]
         for length in lengths

@@ -94,10 +94,18 @@ class RetrievalReport:
         return min(r / a for r, a in zip(self.right[attention][row], self.asked[row], strict=True))
 
 
-def default_lengths(model: GlmMoeDsa) -> tuple[int, ...]:
-    """Those of `DEFAULT_LENGTHS` within the model's context; the context itself where that is shorter than all."""
+def lengths_within(model: GlmMoeDsa, lengths: Sequence[int]) -> tuple[int, ...]:
+    """Those of `lengths` within the model's context; the context itself where that is shorter than all."""
     context = model.config.max_position_embeddings
-    return tuple(length for length in DEFAULT_LENGTHS if length <= context) or (context,)
+    return tuple(length for length in lengths if length <= context) or (context,)
+
+
+def chosen_lengths(model: GlmMoeDsa, lengths: Sequence[int] | None, defaults: Sequence[int]) -> tuple[int, ...]:
+    """Each length once, rising; `defaults` within the context for None; ValueError for one the model cannot read."""
+    chosen = lengths_within(model, defaults) if lengths is None else tuple(sorted(set(lengths)))
+    for length in chosen:
+        check_length(model, length)
+    return chosen
 
 
 def evaluate_retrieval(
@@ -118,7 +126,7 @@ def evaluate_retrieval(
         model: in evaluation mode.
         tokenizer: the model's.
         task: `needle` (constants in filler code) or `recall` (entries of a table of settings).
-        lengths: in tokens; `default_lengths` unless given.
+        lengths: in tokens; `DEFAULT_LENGTHS` within the model's context unless given.
         depths: ranges of depth; every text is cut in so many.
         samples: questions per length and depth.
         attention: kinds of attention to compare.
@@ -133,10 +141,7 @@ def evaluate_retrieval(
         raise ValueError(f"task is {task!r}; expected one of {', '.join(_TASKS)}")
     if depths < 1 or samples < 1:
         raise ValueError(f"{depths} depths and {samples} samples; expected at least 1 of each")
-    attention = distinct_kinds(model, attention)
-    lengths = default_lengths(model) if lengths is None else tuple(sorted(set(lengths)))
-    for length in lengths:
-        check_length(model, length)
+    attention, lengths = distinct_kinds(model, attention), chosen_lengths(model, lengths, DEFAULT_LENGTHS)
     middles = tuple((i + 0.5) / depths for i in range(depths))
     probes = {
         length: _probes(task, tokenizer, length, middles, samples=samples, seed=seed) for length in lengths

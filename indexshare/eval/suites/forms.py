@@ -7,35 +7,20 @@ from dataclasses import asdict
 from typing import Any
 
 from indexshare.eval.bootstrap import proportion
-from indexshare.eval.forms import DEFAULT_LENGTHS, SPLITS, FormsReport, default_lengths, evaluate_forms
-from indexshare.eval.forward import check_attention, check_length
+from indexshare.eval.forms import DEFAULT_LENGTHS, SPLITS, FormsReport, evaluate_forms
 from indexshare.eval.plots import heatmap, lengths_axis, line
 from indexshare.eval.subject import Subject
-from indexshare.eval.suites.base import Pairs, Panel, Stage, Suite, SuiteSettings, Table, figure
+from indexshare.eval.suites.base import Pairs, Panel, Stage, SuiteSettings, Table, figure
+from indexshare.eval.suites.by_length import ByLength
 
 _STYLES = {"trained": "-", "held-out": "--"}
 
 
-class FormsSuite(Suite[FormsReport]):
+class FormsSuite(ByLength[FormsReport]):
     """Exact answers by split and length for each kind of attention, and by family."""
 
     name = "forms"
-    reads = frozenset({"lengths", "attention", "samples", "seed"})
-
-    def check(self, subject: Subject, settings: SuiteSettings) -> None:
-        """Known kinds of attention, a sample or more, and lengths that the model reads."""
-        if settings.samples < 1:
-            raise ValueError(f"--samples is {settings.samples}; expected at least 1")
-        check_attention(settings.attention)
-        for length in settings.lengths or ():
-            check_length(subject.model, length)
-
-    def cut_short(self, subject: Subject, settings: SuiteSettings) -> str:
-        """The lengths."""
-        lengths = default_lengths(subject.model)
-        if settings.lengths is not None or lengths == DEFAULT_LENGTHS:
-            return ""
-        return f"texts of {', '.join(f'{n:,}' for n in lengths)} tokens alone; the model's context holds no more"
+    default_lengths = DEFAULT_LENGTHS
 
     def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> FormsReport:
         """Ask for what was planted."""

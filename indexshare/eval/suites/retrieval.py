@@ -9,36 +9,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from indexshare.eval.forward import check_attention, check_length
 from indexshare.eval.paired import paired
-from indexshare.eval.retrieval import DEFAULT_LENGTHS, RetrievalReport, default_lengths, evaluate_retrieval
+from indexshare.eval.retrieval import DEFAULT_LENGTHS, RetrievalReport, evaluate_retrieval
 from indexshare.eval.subject import Subject
-from indexshare.eval.suites.base import Comparison, Pairs, Panel, Stage, Suite, SuiteSettings, Table, figure, points
+from indexshare.eval.suites.base import Comparison, Pairs, Panel, Stage, SuiteSettings, Table, figure, points
+from indexshare.eval.suites.by_length import ByLength
 
 
-class RetrievalSuite(Suite[RetrievalReport]):
+class RetrievalSuite(ByLength[RetrievalReport]):
     """One task of `eval/retrieval.py`, under its name."""
 
-    reads = frozenset({"lengths", "attention", "samples", "seed"})
     needs_text = False
+    default_lengths = DEFAULT_LENGTHS
 
     def __init__(self, task: str) -> None:
         self.name = task
-
-    def check(self, subject: Subject, settings: SuiteSettings) -> None:
-        """Known kinds of attention, a sample or more, and lengths that the model reads."""
-        if settings.samples < 1:
-            raise ValueError(f"--samples is {settings.samples}; expected at least 1")
-        check_attention(settings.attention)
-        for length in settings.lengths or ():
-            check_length(subject.model, length)
-
-    def cut_short(self, subject: Subject, settings: SuiteSettings) -> str:
-        """The lengths."""
-        lengths = default_lengths(subject.model)
-        if settings.lengths is not None or lengths == DEFAULT_LENGTHS:
-            return ""
-        return f"texts of {', '.join(f'{n:,}' for n in lengths)} tokens alone; the model's context holds no more"
 
     def run(self, subject: Subject, settings: SuiteSettings, stage: Stage) -> RetrievalReport:
         """Ask for what lies at every depth."""

@@ -75,12 +75,22 @@ def test_layers_without_rotation() -> None:
     assert ModelConfig.from_dict(listed.to_dict()) == listed
 
 
-def test_windows_that_leave_nothing_out() -> None:
-    read("mistral", sliding_window=256)
-    read("qwen2", sliding_window=8, use_sliding_window=False)
-    read("qwen2", sliding_window=8, use_sliding_window=True, max_window_layers=3)
-    read("smollm3", sliding_window=8, use_sliding_window=True, no_rope_layers=[1, 1, 1])
-    read("qwen3", layer_types=["full_attention"] * 3, use_sliding_window=True, sliding_window=8, max_window_layers=0)
+@pytest.mark.parametrize(
+    ("model_type", "window", "others"),
+    [
+        ("mistral", {"sliding_window": 256}, {}),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": False}, {}),
+        ("qwen2", {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 3}, {}),
+        ("smollm3", {"sliding_window": 8, "use_sliding_window": True}, {"no_rope_layers": [1, 1, 1]}),
+        (
+            "qwen3",
+            {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+            {"layer_types": ["full_attention"] * 3},
+        ),
+    ],
+)
+def test_windows_that_leave_nothing_out(model_type: str, window: dict[str, Any], others: dict[str, Any]) -> None:
+    assert settings_of(read(model_type, **window, **others)) == settings_of(read(model_type, **others))
 
 
 @pytest.mark.parametrize(
